@@ -1,0 +1,234 @@
+"""What a model is and how it is trained: dataclasses and the table of presets. Nothing here imports Paddle."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from paddle_dit.errors import ConfigError, nearest
+from paddle_dit.files import write_json
+
+#                     depth  hidden_size  num_heads     (DiT paper, table 1)
+_WIDTHS = {
+    "DiT-S": (12, 384, 6),
+    "DiT-B": (12, 768, 12),
+    "DiT-L": (24, 1024, 16),
+    "DiT-XL": (28, 1152, 16),
+}
+_PATCHES = (2, 4, 8)
+_DIGITS = "DiT-Digits/2"
+
+PRESETS = {
+    **{
+        f"{name}/{patch}": {"patch_size": patch, "depth": depth, "hidden_size": width, "num_heads": heads}
+        for name, (depth, width, heads) in _WIDTHS.items()
+        for patch in _PATCHES
+    },
+    # For the embedded digits: small enough to learn them in minutes on two cores.
+    _DIGITS: {"patch_size": 2, "depth": 3, "hidden_size": 96, "num_heads": 4, "sample_size": 8, "num_classes": 10},
+}
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Architecture of a diffusion transformer.
+
+    Attributes:
+        sample_size: height and width of the latents, one int or ``(height, width)``.
+        patch_size: side of a square patch, in latent pixels.
+        in_channels: channels of the latents.
+        hidden_size: width of the transformer.
+        depth: number of blocks.
+        num_heads: attention heads; divides ``hidden_size``.
+        mlp_ratio: width of the MLP over ``hidden_size``.
+        num_classes: labels ``0 .. num_classes-1``; the null class is ``num_classes``. 0 makes an unconditional model,
+            whose only label is the null class.
+        class_dropout_prob: share of labels that training replaces by the null class. 0 leaves no null class, and so
+            no classifier-free guidance.
+        learn_sigma: predict the variance too; the output then has ``2 * in_channels`` channels.
+        frequency_shift: the timestep frequencies are ``10000 ** (-i / (half - frequency_shift))``. The paper's code
+            has 0, diffusers and ppdiffusers have 1.
+        norm_eps: epsilon of every LayerNorm.
+    """
+
+    sample_size: int | tuple[int, int] = 32
+    patch_size: int = 2
+    in_channels: int = 4
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    class_dropout_prob: float = 0.1
+    learn_sigma: bool = True
+    frequency_shift: int = 1
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        if isinstance(self.sample_size, list):
+            object.__setattr__(self, "sample_size", tuple(self.sample_size))
+        self._check()
+
+    def _check(self) -> None:
+        size = self.sample_size
+        sides = size if isinstance(size, tuple) else (size, size)
+        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+            raise ConfigError(f"sample_size must be one int or two, got {size!r}")
+        for name in ("patch_size", "in_channels", "hidden_size", "depth", "num_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be a positive int, got {value!r}")
+        if any(side < 1 or side % self.patch_size for side in sides):
+            raise ConfigError(f"sample_size {size} must be a positive multiple of patch_size {self.patch_size}")
+        if self.hidden_size % self.num_heads:
+            raise ConfigError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
+        if self.hidden_size % 4:
+            raise ConfigError(f"hidden_size {self.hidden_size} must be a multiple of 4 (sin-cos position table)")
+        if not isinstance(self.num_classes, int) or self.num_classes < 0:
+            raise ConfigError(f"num_classes must be 0 (unconditional) or more, got {self.num_classes!r}")
+        if not 0 <= self.class_dropout_prob < 1:
+            raise ConfigError(f"class_dropout_prob must be in [0, 1), got {self.class_dropout_prob}")
+        if self.frequency_shift not in (0, 1):
+            raise ConfigError(
+                f"frequency_shift must be 0 (the paper's code) or 1 (ppdiffusers), got {self.frequency_shift}"
+            )
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "DiTConfig":
+        """Return the preset ``name`` ("DiT-XL/2", ...) with some fields replaced.
+
+        Raises:
+            ConfigError: no such preset; the nearest name is given.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"unknown model '{name}'.{nearest(name, PRESETS)} Known: {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **overrides})
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "DiTConfig":
+        """Build a configuration from the fields of :meth:`to_dict`; unknown keys are refused."""
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"unknown key '{key}' in the model configuration.{nearest(key, known)}")
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "DiTConfig":
+        """Read a JSON file of these fields."""
+        return cls.from_dict(_read_json(path))
+
+    def to_dict(self) -> dict:
+        """Return the fields as plain values, ready for JSON."""
+        return asdict(self)
+
+    def with_sample_size(self, sample_size: int | tuple[int, int]) -> "DiTConfig":
+        """Return the same architecture for latents of another size."""
+        return replace(self, sample_size=sample_size)
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        size = self.sample_size
+        return size if isinstance(size, tuple) else (size, size)
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Shape of one latent, ``(C, H, W)``."""
+        return (self.in_channels, *self.height_width)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        height, width = self.height_width
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the model's output."""
+        return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def null_class(self) -> int:
+        """Label that means "no class"."""
+        return self.num_classes
+
+    @property
+    def has_null_class(self) -> bool:
+        """Whether the label table has a row for the null class."""
+        return self.class_dropout_prob > 0 or self.num_classes == 0
+
+    @property
+    def label_rows(self) -> int:
+        """Rows of the label table."""
+        return self.num_classes + self.has_null_class
+
+    def num_parameters(self) -> int:
+        """Count the parameters, the fixed position table included, without building the model."""
+        width, tokens = self.hidden_size, math.prod(self.grid)
+        mlp, patch = int(width * self.mlp_ratio), self.patch_size**2
+        embedders = (self.in_channels * patch + 1) * width + (256 + 1 + width + 1) * width + self.label_rows * width
+        block = (width + 1) * 4 * width + (width + 1) * mlp + (mlp + 1) * width + (width + 1) * 6 * width
+        final = (width + 1) * (2 * width + patch * self.out_channels)
+        return tokens * width + embedders + self.depth * block + final
+
+    def multiply_adds(self) -> int:
+        """Count the multiply-adds of one forward pass of one sample (the paper's "Gflops")."""
+        width, tokens = self.hidden_size, math.prod(self.grid)
+        mlp, patch = int(width * self.mlp_ratio), self.patch_size**2
+        per_token = 4 * width * width + 2 * mlp * width + 2 * tokens * width
+        block = tokens * per_token + 6 * width * width
+        embedders = tokens * self.in_channels * patch * width + (256 + width) * width
+        final = 2 * width * width + tokens * width * patch * self.out_channels
+        return embedders + self.depth * block + final
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What travels with the weights, so that converting or sampling needs the artefact's folder and nothing else.
+
+    Attributes:
+        config: the architecture.
+        label_names: class id -> name, or None where the classes have none.
+        vae: name, scaling factor and so on of the VAE that made the latents, as the latents' store states it, or None.
+    """
+
+    config: DiTConfig
+    label_names: dict[int, str] | None = None
+    vae: dict | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Write this as JSON."""
+        values = {
+            "format": "paddle_dit",
+            "model": self.config.to_dict(),
+            "label_names": self.label_names,
+            "vae": self.vae,
+        }
+        write_json(Path(path), values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ModelInfo":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ConfigError: the file is missing, not JSON, or not of this kind.
+        """
+        values = _read_json(path)
+        if values.get("format") != "paddle_dit" or not isinstance(values.get("model"), dict):
+            raise ConfigError(f"{path} does not describe a paddle_dit model")
+        names = values.get("label_names")
+        names = {int(key): str(name) for key, name in names.items()} if isinstance(names, dict) else None
+        return cls(DiTConfig.from_dict(values["model"]), names, values.get("vae"))
+
+
+def _read_json(path: str | Path) -> dict:
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(f"{path} is not valid JSON") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a JSON object")
+    return values

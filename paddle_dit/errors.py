@@ -1,0 +1,53 @@
+"""Errors that a user can mend: one family, one line each, exit code 2.
+
+Anything else that is raised is a bug and keeps its traceback.
+"""
+
+import difflib
+import functools
+import sys
+from collections.abc import Callable, Iterable
+
+
+class PaddleDiTError(Exception):
+    """Something the user can mend. The message is one line: what is wrong, and the mend."""
+
+
+class ConfigError(PaddleDiTError):
+    """A flag, recipe or model configuration that cannot be used."""
+
+
+class DataError(PaddleDiTError):
+    """Latents, labels or images that are missing, damaged or do not fit."""
+
+
+class CheckpointError(PaddleDiTError):
+    """A checkpoint that is missing, damaged or of another run or model."""
+
+
+class ConversionError(PaddleDiTError):
+    """Weights that cannot be converted exactly."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
+    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{found[0]}'?" if found else ""
+
+
+def entry_point(main: Callable[..., None]) -> Callable[..., None]:
+    """Decorate the ``main`` of a script: a :class:`PaddleDiTError` becomes one line on stderr and exit code 2."""
+
+    @functools.wraps(main)
+    def run(*args, **kwargs) -> None:
+        try:
+            main(*args, **kwargs)
+        except PaddleDiTError as error:
+            sys.stdout.flush()
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(2)
+        except PermissionError as error:
+            print(f"error: no permission for {error.filename}; choose a folder you may write to", file=sys.stderr)
+            sys.exit(2)
+
+    return run

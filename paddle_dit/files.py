@@ -1,0 +1,46 @@
+"""Writing files so that a crash leaves the old one or the new one, and naming their content by a hash."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def describe(path: Path) -> dict:
+    """Return a file's size and hash, as indexes and manifests keep them."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write beside ``path``, flush, rename: the new file is there whole, or the old one still is."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        write(file)
+    flush_to_disk(partial)
+    partial.replace(path)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Replace ``path`` by ``values`` as JSON."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    replace_file(path, lambda file: file.write(text.encode()))

@@ -1,0 +1,1 @@
+"""Latents on disk, and the order in which training sees them. NumPy only."""

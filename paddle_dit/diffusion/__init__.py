@@ -1,0 +1,1 @@
+"""The noising process, its objective and the samplers that invert it."""

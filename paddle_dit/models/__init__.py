@@ -1,0 +1,1 @@
+"""The transformer, and the VAE that its latents come from."""

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from paddle_dit.diffusion.schedule import Schedule, ddim_steps, ddpm_steps, respaced_timesteps
+from paddle_dit.errors import ConfigError
+
+
+def test_respacing_keeps_alphas_cumprod():
+    whole = Schedule.linear()
+    for spacing in (250, "ddim50", "10,20,30", 1):
+        part = whole.respaced(spacing)
+        np.testing.assert_allclose(part.alphas_cumprod, whole.alphas_cumprod[part.timesteps], rtol=1e-12)
+
+
+def test_sections_divide_the_schedule():
+    kept = respaced_timesteps(300, "10,15,20")
+    assert [((kept >= low) & (kept < low + 100)).sum() for low in (0, 100, 200)] == [10, 15, 20]
+    assert kept[0] == 0
+    assert kept[-1] == 299
+
+
+@pytest.mark.parametrize("spacing", ["0", "1001", "ddim7000", "ddim300", "many", "", "10,-1", "ddim"])
+def test_impossible_spacings_are_refused(spacing):
+    with pytest.raises(ConfigError):
+        Schedule.linear().respaced(spacing)
+
+
+@pytest.mark.parametrize("steps_of", [ddpm_steps, ddim_steps])
+@pytest.mark.parametrize("spacing", [1000, 250, 10])
+def test_samplers_recover_the_only_point(steps_of, spacing):
+    """If the data is one point, exact noise prediction leads to it, whatever the start."""
+    schedule = Schedule.linear().respaced(spacing)
+    steps, point, x = steps_of(schedule), 0.7, -1.3
+    cumprod = schedule.alphas_cumprod[::-1]
+    for i in range(len(steps)):
+        eps = (x - np.sqrt(cumprod[i]) * point) / np.sqrt(1 - cumprod[i])
+        x = steps.on_x[i] * x + steps.on_eps[i] * eps
+    assert x == pytest.approx(point, abs=1e-9)
+
+
+def test_ddpm_keeps_the_variance_of_standard_normal_data():
+    """For data N(0, 1), x_t stays N(0, 1), and the exact noise prediction is sqrt(1 - alphas_cumprod) x_t."""
+    schedule = Schedule.linear()
+    steps, variance = ddpm_steps(schedule), 1.0
+    for i, cumprod in enumerate(schedule.alphas_cumprod[::-1][:-1]):
+        factor = steps.on_x[i] + steps.on_eps[i] * np.sqrt(1 - cumprod)
+        variance = factor**2 * variance + np.exp(steps.max_log_variance[i])
+        assert variance == pytest.approx(1.0, abs=2e-3)
+
+
+def test_ddim_with_eta_one_has_the_posterior_deviation():
+    schedule = Schedule.linear().respaced(100)
+    np.testing.assert_allclose(ddim_steps(schedule, eta=1.0).sigma[::-1] ** 2, schedule.posterior_variance, atol=1e-12)

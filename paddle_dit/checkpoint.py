@@ -1,0 +1,186 @@
+"""Checkpoints that are whole or absent: ``checkpoint-<step>/`` folders of safetensors and JSON.
+
+A checkpoint is written into a folder beside its final name. Every file is flushed to the disk, ``manifest.json``, which
+names the size and hash of all others, comes last, and a single rename makes the folder visible. A process that dies at
+any moment leaves either the whole checkpoint or a leftover that nobody takes for one.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from paddle_dit.config import ModelInfo
+from paddle_dit.errors import CheckpointError, ConfigError
+from paddle_dit.files import describe, flush_to_disk, sha256, write_json
+
+FORMAT_VERSION = 1
+MANIFEST, INFO, STATE = "manifest.json", "config.json", "state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_LEFTOVER = re.compile(r"\.checkpoint-\d+\.tmp")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint folder."""
+
+    folder: Path
+    step: int
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model's configuration, label names and VAE."""
+        return read_info(self.folder / INFO)
+
+    @property
+    def state(self) -> dict:
+        """Counters, recipe and versions."""
+        return json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+
+    def tensors(self, name: str) -> dict[str, np.ndarray]:
+        """Return the tensors of ``model``, ``ema`` or ``optimizer`` by structured name."""
+        return load_file(self.folder / f"{name}.safetensors")
+
+
+def save_checkpoint(run_folder: Path, step: int, info: ModelInfo, tensors: dict[str, dict], state: dict) -> Checkpoint:
+    """Write ``run_folder/checkpoint-<step>`` and return it.
+
+    Args:
+        run_folder: the run's output folder.
+        step: updates made so far.
+        info: travels with the weights.
+        tensors: file stem ("model", "ema", "optimizer") -> structured name -> float array.
+        state: JSON values.
+    """
+    final = run_folder / f"checkpoint-{step}"
+    partial = run_folder / f".checkpoint-{step}.tmp"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    info.save(partial / INFO)
+    write_json(partial / STATE, state)
+    for stem, values in tensors.items():
+        save_file(
+            {name: np.ascontiguousarray(value) for name, value in values.items()}, partial / f"{stem}.safetensors"
+        )
+    entries = {path.name: describe(path) for path in sorted(partial.iterdir())}
+    manifest = {"format_version": FORMAT_VERSION, "step": step, "files": entries}
+    write_json(partial / MANIFEST, manifest)
+    for path in [*partial.iterdir(), partial]:
+        flush_to_disk(path)
+    if final.exists():  # a run resumes from its newest whole checkpoint, so a later one that is in the way is damaged
+        shutil.rmtree(final)
+    os.rename(partial, final)
+    flush_to_disk(run_folder)
+    return Checkpoint(final, step)
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Verify a checkpoint folder against its manifest and return it.
+
+    Raises:
+        CheckpointError: a file is missing, of another size or of another hash, or the folder is no checkpoint.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version, step, files = manifest["format_version"], int(manifest["step"]), dict(manifest["files"])
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except OSError as error:
+        raise CheckpointError(f"{folder} is no checkpoint: cannot read {MANIFEST} ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{folder / MANIFEST} is damaged; delete the folder or restore it from a copy") from None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{folder} has checkpoint format {version}, this program reads {FORMAT_VERSION}")
+    for name, (size, digest) in expected.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise CheckpointError(
+                f"{folder} is damaged: {name} is missing; delete the folder or restore it from a copy"
+            )
+        if path.stat().st_size != size or sha256(path) != digest:
+            raise CheckpointError(
+                f"{folder} is damaged: {name} has changed; delete the folder or restore it from a copy"
+            )
+    for name in (INFO, STATE, "model.safetensors"):
+        if name not in expected:
+            raise CheckpointError(f"{folder} is incomplete: {name} is not in its manifest")
+    return Checkpoint(folder, step)
+
+
+def newest_checkpoint(run_folder: str | Path, report: Callable[[str], None] = print) -> Checkpoint | None:
+    """Return the newest checkpoint of a run that is whole, or None where there is none at all.
+
+    Args:
+        run_folder: holds ``checkpoint-<step>`` folders.
+        report: is told, in one line each, which damaged ones were passed over.
+
+    Raises:
+        CheckpointError: there are checkpoints and every one is damaged.
+    """
+    run_folder = Path(run_folder)
+    found = [path for path in run_folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    for folder in sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True):
+        try:
+            return open_checkpoint(folder)
+        except CheckpointError as error:
+            report(f"skipped a checkpoint: {error}")
+    if found:
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints in {run_folder} is whole; pass --no-resume to start anew"
+        )
+    return None
+
+
+def find_checkpoint(path: str | Path) -> Checkpoint:
+    """Return the checkpoint that ``path`` is, or the newest whole one of the run that ``path`` is.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(f"no such checkpoint or run folder: {path}")
+    if (path / MANIFEST).exists() or _NAME.fullmatch(path.name):
+        return open_checkpoint(path)
+    checkpoint = newest_checkpoint(path)
+    if checkpoint is None:
+        raise CheckpointError(f"{path} holds no checkpoint-<step> folder; give a checkpoint or a run's output folder")
+    return checkpoint
+
+
+def remove_leftovers(run_folder: Path) -> None:
+    """Delete what an interrupted save left behind."""
+    for path in run_folder.glob(".checkpoint-*"):
+        if _LEFTOVER.match(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def load_weights(layer, tensors: dict[str, np.ndarray], source: Path | str) -> None:
+    """Copy ``tensors`` into a layer; every name and shape must match.
+
+    Raises:
+        CheckpointError: names or shapes that do not fit this model; some are listed.
+    """
+    own = layer.state_dict()
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    wrong = [name for name in own.keys() & tensors.keys() if list(own[name].shape) != list(tensors[name].shape)]
+    if missing or unexpected or wrong:
+        parts = {"missing": missing, "unexpected": unexpected, "of another shape": sorted(wrong)}
+        told = "; ".join(f"{what}: {', '.join(names[:3])} ({len(names)})" for what, names in parts.items() if names)
+        raise CheckpointError(f"{source} holds another model's weights ({told})")
+    for name, tensor in own.items():
+        tensor.set_value(tensors[name].astype(str(tensor.dtype).split(".")[-1], copy=False))
+
+
+def read_info(path: Path) -> ModelInfo:
+    """Read the model description at ``path``, as a checkpoint's error rather than a recipe's."""
+    try:
+        return ModelInfo.load(path)
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; weights need their {INFO} beside them") from None

@@ -1,0 +1,107 @@
+"""From a recipe to a plan: open the data, settle the model's shape and classes, count steps, without Paddle."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from paddle_dit.config import ModelInfo
+from paddle_dit.data.order import SampleOrder
+from paddle_dit.data.source import LatentSource, open_source
+from paddle_dit.errors import ConfigError, DataError
+from paddle_dit.training.recipe import TrainRecipe
+
+SD_VAE_FACTOR = 8  # pixels per latent pixel of Stable Diffusion's VAE, where the data does not say
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked recipe with its data opened.
+
+    Attributes:
+        recipe: what was asked for.
+        source: the latents.
+        order: which samples each step takes.
+        info: the model to build, with the names and the VAE that belong to it.
+        total_steps: updates of the whole run.
+    """
+
+    recipe: TrainRecipe
+    source: LatentSource
+    order: SampleOrder
+    info: ModelInfo
+    total_steps: int
+
+    @property
+    def identity(self) -> dict:
+        """What a run must keep when it is continued: another value would make it another experiment."""
+        return {
+            "model": self.info.config.to_dict(),
+            "num_samples": len(self.source),
+            "global_batch_size": self.recipe.global_batch_size,
+            "global_seed": self.recipe.global_seed,
+        }
+
+    def describe(self) -> str:
+        """Return the resolved recipe and its costs, for ``--dry-run``."""
+        config = self.info.config
+        rows = {
+            **{key: value for key, value in self.recipe.to_dict().items() if key not in ("config", "dry_run")},
+            "latents": f"{len(self.source):,} x {list(self.source.sample_shape)}",
+            "num_classes": config.num_classes,
+            "parameters": f"{config.num_parameters():,}",
+            "multiply-adds per forward": f"{config.multiply_adds() / 1e9:.4g} G per sample",
+            "training cost": f"{6 * config.multiply_adds() / 1e9:.4g} GFLOP per sample",
+            "steps per epoch": f"{self.order.steps_per_epoch:,}",
+            "total steps": f"{self.total_steps:,}",
+        }
+        width = max(map(len, rows))
+        return "\n".join(f"{key:<{width}}  {value}" for key, value in rows.items())
+
+
+def make_plan(recipe: TrainRecipe) -> Plan:
+    """Check a recipe against its data and the number of ranks.
+
+    Raises:
+        ConfigError, DataError: anything that would stop the run later; nothing has been written.
+    """
+    recipe.check()
+    recipe.share_of_batch(int(os.environ.get("PADDLE_TRAINERS_NUM", "1")))
+    _check_writable(recipe.output_dir)
+    base = recipe.base_config()
+    source = open_source(recipe.feature_path, num_classes=recipe.num_classes or None)
+    if source.kind != "latents":
+        raise DataError(f"{recipe.feature_path} holds {source.kind}; training takes latents")
+    _check_image_size(recipe, source)
+    num_classes = recipe.num_classes
+    if num_classes is None:
+        num_classes = source.num_classes if source.num_classes is not None else IMAGENET_CLASSES
+    channels, height, width = source.sample_shape
+    config = dataclasses.replace(
+        base,
+        in_channels=channels,
+        sample_size=height if height == width else (height, width),
+        num_classes=num_classes,
+    )
+    order = SampleOrder(len(source), recipe.global_batch_size, recipe.global_seed)
+    info = ModelInfo(config, source.label_names if num_classes else None, source.vae)
+    return Plan(recipe, source, order, info, recipe.total_steps(order.steps_per_epoch))
+
+
+def _check_image_size(recipe: TrainRecipe, source: LatentSource) -> None:
+    size = (source.vae or {}).get("image_size") or SD_VAE_FACTOR * source.sample_shape[1]
+    if recipe.image_size is not None and recipe.image_size != size:
+        raise ConfigError(
+            f"--image-size {recipe.image_size} but the latents in {recipe.feature_path} are"
+            f" {list(source.sample_shape)}, of {size}-pixel images; use --image-size {size} or other latents"
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse an output folder that cannot be written before anything heavy starts."""
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"--output-dir {folder}: {nearest} is a file; choose another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output-dir {folder}: no permission to write in {nearest}; choose another folder")

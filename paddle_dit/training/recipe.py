@@ -1,0 +1,129 @@
+"""Everything that ``train.py`` can be told. The defaults are the DiT paper's recipe."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from paddle_dit.config import PRESETS, DiTConfig
+from paddle_dit.errors import ConfigError, nearest
+
+
+@dataclass
+class TrainRecipe:
+    """Options of the custom training loop."""
+
+    config: Annotated[Path | None, arg(aliases=["-c"])] = None
+    """YAML file of the options below; the command line overrides it."""
+    model: str = "DiT-XL/2"
+    """Preset (DiT-S/4, DiT-B/2, DiT-XL/2, ... or DiT-Digits/2), or a JSON file of DiTConfig's fields."""
+    feature_path: Path = Path("data/fastdit_imagenet256")
+    """Latents: a packed store, or a folder holding *_features and *_labels."""
+    output_dir: Annotated[Path, arg(aliases=["--results-dir"])] = Path("results")
+    """Checkpoints and logs go here. The same command again continues the run found here."""
+    image_size: int | None = None
+    """Pixels of the images behind the latents (256, 512); checked against the data. Default: what the data says."""
+    num_classes: int | None = None
+    """Number of classes. Default: what the data says, or 1000 where it says nothing; 0 is unconditional."""
+    learn_sigma: bool = True
+    """Predict the variance too (the paper's hybrid loss)."""
+    class_dropout_prob: float = 0.1
+    """Share of labels replaced by the null class, for classifier-free guidance."""
+    global_batch_size: int = 256
+    """Samples per update, over all ranks."""
+    accumulation: int = 1
+    """Micro-batches that each rank's share is cut into."""
+    epochs: int = 1400
+    """Passes over the data, unless --max-steps ends the run first."""
+    max_steps: int | None = None
+    """Updates to make; overrides --epochs."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after the warm-up; linear and cosine fall to 0 at the last step."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's two decay rates."""
+    max_grad_norm: float = -1.0
+    """Clip the gradient's global norm here; -1 does not clip."""
+    ema_decay: float = 0.9999
+    """Decay of the averaged weights."""
+    recompute: int = 0
+    """Recompute every k-th block in the backward pass instead of keeping its activations; 1 is all, 0 none."""
+    global_seed: int = 0
+    """Seed of the weights, the order of the data and every random draw."""
+    num_workers: int = 4
+    """Threads that read ahead; 0 reads in the training thread."""
+    log_every: int = 100
+    """Steps between two lines of the log."""
+    ckpt_every: int = 50_000
+    """Steps between two checkpoints; the last step is always saved."""
+    resume: bool = True
+    """Continue from the newest whole checkpoint in --output-dir; --no-resume moves what is there aside."""
+    dry_run: bool = False
+    """Print the resolved recipe, parameters, multiply-adds and steps per epoch, and stop."""
+
+    def check(self) -> None:
+        """Refuse values that no run could use.
+
+        Raises:
+            ConfigError: naming the first such value.
+        """
+        for name in ("global_batch_size", "accumulation", "epochs", "log_every", "ckpt_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
+        for name in ("warmup_steps", "num_workers", "recompute", "global_seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"--max-steps must be 1 or more, got {self.max_steps}")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"--ema-decay must be in [0, 1), got {self.ema_decay}")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"--learning-rate must be positive, got {self.learning_rate}")
+
+    def share_of_batch(self, world_size: int) -> int:
+        """Return the samples of a global batch that one of ``world_size`` ranks takes.
+
+        Raises:
+            ConfigError: the batch does not divide.
+        """
+        if self.global_batch_size % (world_size * self.accumulation):
+            raise ConfigError(
+                f"--global-batch-size {self.global_batch_size} is not divisible by {world_size} ranks"
+                f" x {self.accumulation} micro-batches; use a multiple of {world_size * self.accumulation}"
+            )
+        return self.global_batch_size // world_size
+
+    def base_config(self) -> DiTConfig:
+        """Return the architecture that ``--model`` names, before the data's shape and classes are known."""
+        own = {"learn_sigma": self.learn_sigma, "class_dropout_prob": self.class_dropout_prob}
+        if self.model in PRESETS:
+            return DiTConfig.from_preset(self.model, **own)
+        if self.model.endswith(".json"):
+            return DiTConfig.load(self.model)
+        raise ConfigError(f"unknown model '{self.model}'.{nearest(self.model, PRESETS)} Known: {', '.join(PRESETS)}")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the number of updates of the whole run."""
+        return self.max_steps if self.max_steps is not None else self.epochs * steps_per_epoch
+
+    def to_dict(self) -> dict:
+        """Return plain values for JSON."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+
+def learning_rate_at(recipe: TrainRecipe, step: int, total_steps: int) -> float:
+    """Return the learning rate of update ``step`` (from 0): a pure function, so nothing of it needs saving."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    if recipe.lr_schedule == "constant":
+        return recipe.learning_rate
+    progress = (step - recipe.warmup_steps) / max(1, total_steps - recipe.warmup_steps)
+    share = 1.0 - progress if recipe.lr_schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return recipe.learning_rate * max(0.0, share)

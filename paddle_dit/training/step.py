@@ -1,0 +1,106 @@
+"""The one training step that both training scripts take: draws, loss, backward, update, EMA."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+
+from paddle_dit.config import DiTConfig
+from paddle_dit.diffusion.objective import GaussianDiffusion
+from paddle_dit.randomness import Stream, generator
+from paddle_dit.training.ema import ExponentialMovingAverage
+from paddle_dit.training.parallel import Ranks
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random part of one step, for one rank's samples.
+
+    Attributes:
+        timesteps: int64 ``[b]``.
+        noise: float32 ``[b, C, H, W]``.
+        class_labels: int64 ``[b]``, some replaced by the null class.
+    """
+
+    timesteps: np.ndarray
+    noise: np.ndarray
+    class_labels: np.ndarray
+
+
+def draw(seed: int, step: int, positions: Sequence[int], class_labels, config: DiTConfig, num_timesteps: int) -> Draws:
+    """Draw timesteps, noise and label dropout for samples at ``positions`` of the global batch of ``step``."""
+    timesteps = np.empty(len(positions), dtype=np.int64)
+    noise = np.empty((len(positions), *config.sample_shape), dtype=np.float32)
+    labels = np.array(class_labels, dtype=np.int64)
+    if config.num_classes == 0:
+        labels[:] = config.null_class
+    for row, position in enumerate(positions):
+        random = generator(seed, Stream.TRAINING, step, position)
+        timesteps[row] = random.integers(num_timesteps)
+        if random.random() < config.class_dropout_prob:
+            labels[row] = config.null_class
+        random.standard_normal(out=noise[row], dtype=np.float32)
+    return Draws(timesteps, noise, labels)
+
+
+class TrainingStep:
+    """Calling this with one rank's share of a global batch makes one update on every rank.
+
+    Args:
+        model: the :class:`~paddle_dit.models.dit.DiT` to train.
+        objective: gives the losses.
+        optimizer: a Paddle optimizer over the model's parameters.
+        ema: moved after each update.
+        ranks: whom to average gradients with.
+        seed: of the draws.
+        accumulation: micro-batches that one rank's share is cut into.
+    """
+
+    def __init__(
+        self,
+        model,
+        objective: GaussianDiffusion,
+        optimizer: paddle.optimizer.Optimizer,
+        ema: ExponentialMovingAverage,
+        ranks: Ranks,
+        seed: int,
+        accumulation: int = 1,
+    ):
+        self.model, self.objective, self.optimizer, self.ema = model, objective, optimizer, ema
+        self.ranks, self.seed, self.accumulation = ranks, seed, accumulation
+
+    def __call__(self, step: int, latents: np.ndarray, class_labels: np.ndarray, positions: Sequence[int]) -> dict:
+        """Make one update.
+
+        Args:
+            step: number of the update, from 0.
+            latents: float32 ``[b, C, H, W]``.
+            class_labels: int64 ``[b]``.
+            positions: place of each sample in the global batch.
+
+        Returns:
+            this rank's mean ``loss`` and its parts, as tensors.
+        """
+        draws = draw(self.seed, step, positions, class_labels, self.model.config, len(self.objective.schedule))
+        sums: dict = {}
+        for part in np.array_split(np.arange(len(latents)), self.accumulation):
+            losses = self._backward(latents[part], draws, part, share=len(part) / len(latents))
+            sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
+        self.ranks.average_gradients(self.model.parameters())
+        self.optimizer.step()
+        self.optimizer.clear_grad()
+        self.ema.update()
+        return sums
+
+    def _backward(self, latents: np.ndarray, draws: Draws, part: np.ndarray, share: float) -> dict:
+        losses = self.objective.training_losses(
+            self.model,
+            paddle.to_tensor(latents),
+            paddle.to_tensor(draws.class_labels[part]),
+            paddle.to_tensor(draws.timesteps[part]),
+            paddle.to_tensor(draws.noise[part]),
+        )
+        means = {name: value.mean() * share for name, value in losses.items()}
+        means["loss"].backward()
+        return {name: value.detach() for name, value in means.items()}

@@ -1,0 +1,118 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from paddle_dit.checkpoint import (
+    find_checkpoint,
+    load_weights,
+    newest_checkpoint,
+    open_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
+from paddle_dit.config import ModelInfo
+from paddle_dit.errors import CheckpointError
+
+FILES = ["config.json", "ema.safetensors", "manifest.json", "model.safetensors", "state.json"]
+
+
+@pytest.fixture
+def save(tmp_path, tiny_config):
+    """Return a function that saves a small checkpoint at a step of the run in ``tmp_path``."""
+
+    def save(step: int):
+        tensors = {"model": {"a.weight": np.full((2, 3), step, np.float32)}, "ema": {"a.weight": np.zeros((2, 3))}}
+        return save_checkpoint(tmp_path, step, ModelInfo(tiny_config, {0: "zero"}), tensors, {"step": step})
+
+    return save
+
+
+def test_a_checkpoint_comes_back_whole(save, tmp_path, tiny_config):
+    save(7)
+    found = open_checkpoint(tmp_path / "checkpoint-7")
+    assert found.step == 7
+    assert found.state == {"step": 7}
+    assert found.info == ModelInfo(tiny_config, {0: "zero"})
+    assert (found.tensors("model")["a.weight"] == 7).all()
+    assert sorted(path.name for path in found.folder.iterdir()) == FILES
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-7"]
+
+
+def test_the_newest_is_by_number(save, tmp_path):
+    for step in (9, 10, 2):
+        save(step)
+    assert newest_checkpoint(tmp_path).step == 10
+    assert find_checkpoint(tmp_path).step == 10
+    assert find_checkpoint(tmp_path / "checkpoint-2").step == 2
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["delete", "truncate", "flip", "empty"])
+def test_damage_is_found_and_the_one_before_is_taken(save, tmp_path, name, damage):
+    save(1)
+    path = save(2).folder / name
+    content = path.read_bytes()
+    if damage == "delete":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes({"truncate": content[:-1], "flip": flipped, "empty": b""}[damage])
+    told = []
+    if name == "manifest.json" and damage in ("truncate", "flip"):
+        # The manifest is JSON text: losing its last line break changes nothing, and a flipped bit may hit white space.
+        path.write_bytes(content[: len(content) // 2])
+    assert newest_checkpoint(tmp_path, report=told.append).step == 1
+    assert len(told) == 1
+    assert "checkpoint-2" in told[0]
+
+
+def test_if_all_are_damaged_nothing_is_started_anew(save, tmp_path):
+    (save(3).folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        newest_checkpoint(tmp_path, report=lambda line: None)
+
+
+def test_a_folder_without_checkpoints_has_none(tmp_path):
+    (tmp_path / "checkpoint-x").mkdir()
+    assert newest_checkpoint(tmp_path) is None
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        find_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="no such"):
+        find_checkpoint(tmp_path / "absent")
+
+
+def test_a_manifest_cannot_point_outside(save, tmp_path):
+    manifest = save(1).folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("state.json", "../state.json"))
+    with pytest.raises(CheckpointError, match="missing"):
+        open_checkpoint(manifest.parent)
+
+
+def test_leftovers_are_removed_and_nothing_else(save, tmp_path):
+    save(1)
+    (tmp_path / ".checkpoint-2.tmp").mkdir()
+    (tmp_path / ".checkpoint-notes").mkdir()
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".checkpoint-notes", "checkpoint-1"]
+
+
+def test_a_damaged_checkpoint_in_the_way_is_replaced(save, tmp_path):
+    (save(1).folder / "model.safetensors").write_bytes(b"")
+    save(1)
+    assert newest_checkpoint(tmp_path).step == 1
+
+
+def test_weights_of_another_model_are_refused(tiny_config):
+    from paddle_dit.models.dit import DiT
+
+    model = DiT(tiny_config)
+    tensors = {name: value.numpy() for name, value in model.state_dict().items()}
+    load_weights(model, tensors, "here")
+    other = DiT(dataclasses.replace(tiny_config, depth=3))
+    with pytest.raises(CheckpointError, match=r"missing: blocks\.2"):
+        load_weights(other, tensors, "here")
+    wider = DiT(dataclasses.replace(tiny_config, num_classes=11))
+    with pytest.raises(CheckpointError, match="of another shape: y_embedder"):
+        load_weights(wider, tensors, "here")

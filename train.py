@@ -1,0 +1,33 @@
+"""Train a diffusion transformer on pre-extracted latents, on one process or many.
+
+    python -m paddle.distributed.launch --nnodes=1 --nproc_per_node=8 train.py \\
+        --model DiT-XL/2 --feature-path ./data/fastdit_imagenet256 --global-batch-size 256
+
+The same command again continues the run from its newest whole checkpoint. A YAML recipe (-c recipe.yaml) holds the
+same options; the command line overrides it. The defaults are the DiT paper's.
+"""
+
+from paddle_dit import runtime
+from paddle_dit.cli import parse
+from paddle_dit.errors import entry_point
+from paddle_dit.training.plan import make_plan
+from paddle_dit.training.recipe import TrainRecipe
+
+
+@entry_point
+def main() -> None:
+    """Parse, check, train."""
+    recipe = parse(TrainRecipe, description=__doc__)
+    plan = make_plan(recipe)
+    if recipe.dry_run:
+        print(plan.describe())
+        return
+    runtime.prepare()
+    from paddle_dit.training.loop import TrainingRun
+    from paddle_dit.training.parallel import Ranks
+
+    TrainingRun(plan, Ranks.join()).train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""Folders that ppdiffusers' stock DiTPipeline loads: written, verified with the stock classes, and read back.
+
+A folder holds ``model_index.json`` (with the label names), ``scheduler/``, ``transformer/``, ``vae/``, and our own
+``paddle_dit.json``, which lets our sampling see the model as it was trained.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from paddle_dit.config import DiTConfig, ModelInfo
+from paddle_dit.conversion.keymaps import (
+    STOCK_NULL_CLASS,
+    from_ppdiffusers,
+    stock_can_guide,
+    stock_classes,
+    to_ppdiffusers,
+)
+from paddle_dit.conversion.readers import STOCK_WEIGHTS, read_json, read_stock_weights
+from paddle_dit.diffusion.schedule import Schedule
+from paddle_dit.errors import ConfigError, ConversionError
+from paddle_dit.files import write_json
+from paddle_dit.models.vae import check_fits
+
+MODEL_INDEX, OWN_INFO = "model_index.json", "paddle_dit.json"
+
+# Every scheduler's file holds all of this, whether its class uses it or not, so that a later
+# `OtherScheduler.from_config(pipe.scheduler.config)` finds it: by default, DDIM would clip the latents.
+# timestep_spacing is left to each class: DDIM's own is the striding for which its update is exact, another's is not.
+_SCHEDULE = {
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+}
+_SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm-solver": "DPMSolverMultistepScheduler"}
+
+
+@dataclass(frozen=True)
+class PipelineReport:
+    """What a conversion found.
+
+    Attributes:
+        folder: the DiTPipeline folder.
+        max_error: largest difference between the stock transformer's outputs and ours at frequency_shift 1.
+        largest: largest absolute output, to see the others beside.
+        frequency_deviation: largest difference between what the model was trained to compute and what it computes at
+            the stock frequency_shift 1; 0 for a model of shift 1.
+        can_guide: whether the stock pipeline can apply classifier-free guidance.
+        notes: one line each on what the stock pipeline does otherwise than ours.
+    """
+
+    folder: Path
+    max_error: float
+    largest: float
+    frequency_deviation: float
+    can_guide: bool
+    notes: list[str]
+
+
+def write_pipeline(
+    model_tensors: Mapping[str, np.ndarray],
+    info: ModelInfo,
+    vae,
+    output: str | Path,
+    *,
+    id2label: Mapping[int, str],
+    scheduler: str = "ddim",
+    weights_format: str = "safetensors",
+    overwrite: bool = False,
+) -> PipelineReport:
+    """Write a DiTPipeline folder, and prove that its transformer computes what ours does.
+
+    Args:
+        model_tensors: weights under our names; written as float32.
+        info: their configuration, label names and VAE.
+        vae: a ppdiffusers ``AutoencoderKL``.
+        output: the folder to make. It appears, whole, only after verification.
+        id2label: class id -> name, or several names with commas between.
+        scheduler: "ddim", "ddpm" or "dpm-solver".
+        weights_format: "safetensors" or "pdparams".
+        overwrite: replace ``output`` if it is a DiTPipeline folder.
+
+    Raises:
+        ConfigError: the output is there already, or the VAE does not fit the model.
+        ConversionError: a model that the stock class cannot compute, or outputs that differ. Nothing is left.
+        CheckpointError: weights that do not fit ``info``.
+    """
+    from paddle_dit.conversion.stock_parity import compare_outputs
+
+    output = Path(output)
+    check_output(output, overwrite)
+    _check_stock_can(info.config)
+    _check_vae(vae, info)
+    tensors = {name: np.asarray(array, dtype=np.float32) for name, array in model_tensors.items()}
+    for name, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise ConversionError(f"'{name}' holds NaN or infinity; convert an earlier checkpoint")
+    final = output.resolve()
+    partial = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        _write(partial, tensors, info, vae, id2label, scheduler, weights_format)
+        _check_read_back(partial, tensors)
+        max_error, largest, deviation = compare_outputs(partial, tensors, info.config)
+        _put_in_place(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    notes = _notes(info.config, scheduler)
+    if info.config.frequency_shift == 0:
+        notes.append(
+            f"trained at frequency_shift 0, but DiTPipeline computes shift 1: outputs move by up to {deviation:.3g} "
+            f"(largest {largest:.3g}); paddle_dit.conversion.exact_frequencies(pipe) on the loaded pipeline mends it"
+        )
+    return PipelineReport(output, max_error, largest, deviation, stock_can_guide(info.config), notes)
+
+
+def read_pipeline(folder: str | Path) -> tuple[dict[str, np.ndarray], ModelInfo]:
+    """Read a DiTPipeline folder, ours or another's: weights under our names, and the model's description.
+
+    Where the folder has no ``paddle_dit.json``, the description comes from ``transformer/config.json``; the model is
+    then what the stock class computes: frequency_shift 1 and ``num_embeds_ada_norm`` classes.
+
+    Raises:
+        ConversionError: files that are missing or damaged, or a transformer that is no DiT.
+        ConfigError: a damaged ``paddle_dit.json``.
+    """
+    folder = Path(folder)
+    own = folder / OWN_INFO
+    info = ModelInfo.load(own) if own.is_file() else _infer_info(folder)
+    return from_ppdiffusers(read_stock_weights(folder / "transformer"), info.config), info
+
+
+def exact_frequencies(pipe):
+    """Make a loaded stock pipeline exact for a model of frequency_shift 0 (the paper's code), and return it.
+
+    The stock class divides the exponents of its timestep frequencies by 127, the paper's code by 128.
+    """
+    for block in pipe.transformer.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
+    return pipe
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raise ConfigError if ``output`` may not be written: it holds something, or, to overwrite, no DiTPipeline."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / MODEL_INDEX).is_file():
+        raise ConfigError(f"{output} exists and is no DiTPipeline folder; choose another --output")
+    if not overwrite:
+        raise ConfigError(f"{output} exists; choose another --output or pass --overwrite")
+
+
+def stock_config(config: DiTConfig) -> dict:
+    """Return the arguments with which Transformer2DModel is our architecture."""
+    return {
+        "sample_size": config.height_width[0],
+        "patch_size": config.patch_size,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "num_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "attention_head_dim": config.hidden_size // config.num_heads,
+        "num_embeds_ada_norm": stock_classes(config),
+        "norm_type": "ada_norm_zero",
+        "norm_eps": config.norm_eps,
+        "norm_elementwise_affine": False,
+        "attention_bias": True,
+        "activation_fn": "gelu-approximate",
+    }
+
+
+def _infer_info(folder: Path) -> ModelInfo:
+    path = folder / "transformer" / "config.json"
+    stock = read_json(path)
+    if stock.get("norm_type") != "ada_norm_zero" or stock.get("activation_fn") != "gelu-approximate":
+        raise ConversionError(f"{path} does not describe a DiT: it needs norm_type ada_norm_zero and gelu-approximate")
+    try:
+        channels, heads = stock["in_channels"], stock["num_attention_heads"]
+        config = DiTConfig(
+            sample_size=stock["sample_size"],
+            patch_size=stock["patch_size"],
+            in_channels=channels,
+            hidden_size=heads * stock["attention_head_dim"],
+            depth=stock["num_layers"],
+            num_heads=heads,
+            num_classes=stock["num_embeds_ada_norm"],
+            learn_sigma=stock.get("out_channels") == 2 * channels,
+        )
+        names = read_json(folder / MODEL_INDEX).get("id2label") or {}
+        return ModelInfo(config, {int(label): str(name) for label, name in names.items()} or None)
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+        raise ConversionError(f"{folder} does not describe a DiT ({type(error).__name__}: {error})") from None
+
+
+def _check_stock_can(config: DiTConfig) -> None:
+    height, width = config.height_width
+    obstacles = {
+        f"sample_size {height}x{width} is not square": height != width,
+        f"at sample_size {height} (128 or more) it stretches the position table": height >= 128,
+        f"mlp_ratio is {config.mlp_ratio}, not 4": config.mlp_ratio != 4,
+        f"norm_eps is {config.norm_eps}, not 1e-6": config.norm_eps != 1e-6,
+    }
+    for obstacle, applies in obstacles.items():
+        if applies:
+            raise ConversionError(
+                f"DiTPipeline cannot compute this model: {obstacle}; draw with scripts/sample.py instead"
+            )
+
+
+def _check_vae(vae, info: ModelInfo) -> None:
+    check_fits(vae, info.config.in_channels)
+    trained, given = (info.vae or {}).get("scaling_factor"), vae.config.scaling_factor
+    if trained is not None and abs(trained - given) > 1e-4 * abs(trained):
+        raise ConfigError(
+            f"this VAE scales latents by {given:.5g}, the one of the training latents ({info.vae.get('name')}) by "
+            f"{trained:.5g}; give that one with --vae"
+        )
+
+
+def _write(folder: Path, tensors, info: ModelInfo, vae, id2label, scheduler: str, weights_format: str) -> None:
+    from ppdiffusers import __version__
+
+    betas = Schedule.linear().betas
+    training = {"num_train_timesteps": len(betas), "beta_start": float(betas[0]), "beta_end": float(betas[-1])}
+    parts = {"scheduler": _SCHEDULERS[scheduler], "transformer": "Transformer2DModel", "vae": "AutoencoderKL"}
+    index = {name: ["ppdiffusers", part] for name, part in parts.items()}
+    names = {str(label): name for label, name in sorted(id2label.items())}
+
+    def write(path: str, class_name: str, values: dict) -> None:
+        (folder / path).parent.mkdir(exist_ok=True)
+        write_json(folder / path, {"_class_name": class_name, "_ppdiffusers_version": __version__, **values})
+
+    write(MODEL_INDEX, "DiTPipeline", {"id2label": names, **index})
+    write("scheduler/scheduler_config.json", parts["scheduler"], {**training, **_SCHEDULE})
+    write("transformer/config.json", parts["transformer"], stock_config(info.config))
+    _write_weights(folder / "transformer" / STOCK_WEIGHTS[weights_format], to_ppdiffusers(tensors, info.config))
+    vae.save_pretrained(str(folder / "vae"), safe_serialization=weights_format == "safetensors")
+    info.save(folder / OWN_INFO)
+
+
+def _write_weights(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    if path.suffix == ".safetensors":
+        # Without this mark ppdiffusers takes the linear layers for PyTorch's, and transposes them.
+        save_file(tensors, path, metadata={"format": "pd"})
+    else:
+        import paddle
+
+        paddle.save(tensors, str(path))
+
+
+def _check_read_back(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Compare every number: layers that are still zero can hide a wrong one from the outputs."""
+    written, _ = read_pipeline(folder)
+    for name, array in tensors.items():
+        if not np.array_equal(written[name], array):
+            raise ConversionError(f"'{name}' read back differs from the model's; nothing was written")
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    """Rename; a folder that is replaced is deleted only once the new one is there."""
+    old = final.with_name(f".{final.name}.old-{os.getpid()}")
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _notes(config: DiTConfig, scheduler: str) -> list[str]:
+    notes = []
+    if not config.has_null_class:
+        notes.append("no null class: DiTPipeline cannot guide this model; call it with guidance_scale=1")
+    elif config.num_classes > STOCK_NULL_CLASS:
+        notes.append(
+            f"DiTPipeline's null class is row {STOCK_NULL_CLASS}, here an ordinary class (num_embeds_ada_norm "
+            f"{config.num_classes}): call it with guidance_scale=1, or guide with scripts/sample.py"
+        )
+    elif config.num_classes < STOCK_NULL_CLASS:
+        notes.append(f"label table padded: rows {config.null_class} to {STOCK_NULL_CLASS} are the null class")
+    if scheduler == "ddpm" and config.learn_sigma:
+        notes.append("DiTPipeline drops the learned variance; scripts/sample.py --sampler ddpm uses it")
+    return notes

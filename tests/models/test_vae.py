@@ -1,0 +1,128 @@
+"""The VAE is found, checked and loaded without trusting its files, and its conventions are the paper's."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import paddle
+import pytest
+
+from paddle_dit.errors import CheckpointError, ConfigError, ConversionError
+from paddle_dit.models.vae import decode, encode, load_vae
+
+
+@pytest.fixture(scope="module")
+def vae():
+    from ppdiffusers import AutoencoderKL
+
+    paddle.seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKL(**blocks, block_out_channels=(8, 8), norm_num_groups=4, sample_size=16, scaling_factor=0.5)
+    vae.eval()
+    return vae
+
+
+def same_weights(left, right):
+    return all(
+        np.array_equal(left.state_dict()[name].numpy(), right.state_dict()[name].numpy()) for name in left.state_dict()
+    )
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_folder_and_pipeline_folder(vae, tmp_path, safe):
+    vae.save_pretrained(str(tmp_path / "pipe" / "vae"), safe_serialization=safe)
+    for path in (tmp_path / "pipe", tmp_path / "pipe" / "vae"):
+        loaded = load_vae(path)
+        assert not loaded.training
+        assert loaded.config.scaling_factor == 0.5
+        assert same_weights(loaded, vae)
+
+
+def test_hub_name_is_taken_from_the_cache_or_explained(vae, tmp_path, monkeypatch):
+    monkeypatch.setattr("ppdiffusers.utils.PPDIFFUSERS_CACHE", str(tmp_path))
+    monkeypatch.setattr("ppdiffusers.utils._get_model_file", lambda *_, **__: (_ for _ in ()).throw(OSError))
+    with pytest.raises(
+        ConversionError, match=r"place config.json and diffusion_paddle_model.safetensors or model_state"
+    ):
+        load_vae("someone/some-vae")
+    vae.save_pretrained(str(tmp_path / "someone" / "some-vae"))
+    assert same_weights(load_vae("someone/some-vae"), vae)
+
+
+def test_old_attention_names(vae, tmp_path):
+    vae.save_pretrained(str(tmp_path), safe_serialization=False)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    path = tmp_path / "model_state.pdparams"
+    tensors = {name: tensor.numpy() for name, tensor in vae.state_dict().items()}
+    for new, name in old.items():
+        tensors = {
+            key.replace(f"attentions.0.{new}.", f"attentions.0.{name}."): value for key, value in tensors.items()
+        }
+    assert any("query" in name for name in tensors)
+    paddle.save(tensors, str(path))
+    assert same_weights(load_vae(tmp_path), vae)
+
+
+def test_a_malicious_pickle_is_not_run(vae, tmp_path):
+    vae.save_pretrained(str(tmp_path / "vae"), safe_serialization=False)
+    call = f"cos\nmkdir\n(V{tmp_path / 'made'}\ntR."
+    (tmp_path / "vae" / "model_state.pdparams").write_bytes(call.encode())
+    with pytest.raises(ConversionError, match=r"os.mkdir"):
+        load_vae(tmp_path / "vae")
+    assert not (tmp_path / "made").exists()
+    pickle.loads(call.encode())
+    assert (tmp_path / "made").exists()
+
+
+def test_what_is_no_vae_is_said(vae, tmp_path):
+    with pytest.raises(ConversionError, match="no such VAE folder"):
+        load_vae(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConversionError, match=r"holds no VAE; place config\.json"):
+        load_vae(tmp_path / "empty")
+    vae.save_pretrained(str(tmp_path / "vae"))
+    config = json.loads((tmp_path / "vae" / "config.json").read_text())
+    for change, message in (
+        ({"_class_name": "UNet2DModel"}, "UNet2DModel, not an AutoencoderKL"),
+        ({"block_out_channels": "wide"}, "does not describe an AutoencoderKL"),
+    ):
+        (tmp_path / "vae" / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(ConversionError, match=message):
+            load_vae(tmp_path / "vae")
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({**config, "block_out_channels": [8, 12]}))
+    with pytest.raises(CheckpointError, match="another model's weights"):
+        load_vae(tmp_path / "vae")
+    shutil.move(tmp_path / "vae" / "diffusion_paddle_model.safetensors", tmp_path / "elsewhere")
+    with pytest.raises(ConversionError, match="holds no weights"):
+        load_vae(tmp_path / "vae")
+
+
+def test_encode_scales_the_mean_or_a_draw(vae):
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (2, 3, 16, 16)).astype(np.float32)
+    noise = rng.standard_normal((2, 4, 8, 8), dtype=np.float32)
+    with paddle.no_grad():
+        posterior = vae.encode(paddle.to_tensor(images)).latent_dist
+    mean, std = posterior.mean.numpy(), posterior.std.numpy()
+    assert encode(vae, images).dtype == np.float32
+    assert np.allclose(encode(vae, images), 0.5 * mean, atol=1e-6)
+    assert np.allclose(encode(vae, images, noise), 0.5 * (mean + std * noise), atol=1e-6)
+
+
+def test_decode_rounds_as_the_papers_evaluation(vae):
+    latents = np.random.default_rng(0).standard_normal((3, 4, 8, 8), dtype=np.float32)
+    with paddle.no_grad():
+        pictures = vae.decode(paddle.to_tensor(latents / 0.5)).sample.numpy()
+    expected = np.clip(127.5 * pictures + 128, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    images = decode(vae, latents, batch_size=2)
+    assert images.shape == (3, 16, 16, 3)
+    assert images.dtype == np.uint8
+    assert np.abs(images.astype(int) - expected).max() <= 1
+
+
+def test_channels_that_do_not_fit(vae):
+    with pytest.raises(ConfigError, match="VAE's latents have 4 channels, the model's 3"):
+        decode(vae, np.zeros((1, 3, 8, 8), np.float32))
+    with pytest.raises(ConfigError, match="images of 3 channels, got 1"):
+        encode(vae, np.zeros((1, 1, 16, 16), np.float32))

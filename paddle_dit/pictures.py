@@ -1,0 +1,72 @@
+"""Pictures for people: labelled grids of images and curves of a run."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from paddle_dit.files import write_json
+
+BACKGROUND, INK = (24, 26, 31), (222, 226, 233)
+
+
+def labelled_grid(images: np.ndarray, captions: Sequence[str], columns: int, cell: int | None = None) -> Image.Image:
+    """Arrange images in a grid with a caption under each.
+
+    Args:
+        images: uint8 ``[N, H, W, 3]``.
+        captions: one per image; an empty one leaves its line blank. Lines are left out if all are empty.
+        columns: images in a row.
+        cell: side of an image in the grid, in pixels; its own size by default.
+    """
+    cell = cell or images.shape[2]
+    gap, line = max(4, cell // 16), 18 if any(captions) else 0
+    rows = -(-len(images) // columns)
+    size = (columns * (cell + gap) + gap, rows * (cell + gap + line) + gap)
+    grid = Image.new("RGB", size, BACKGROUND)
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(13)
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(index, columns)
+        left, top = gap + column * (cell + gap), gap + row * (cell + gap + line)
+        grid.paste(Image.fromarray(image).resize((cell, cell), Image.Resampling.LANCZOS), (left, top))
+        draw.text((left + cell / 2, top + cell + 2), _fit(caption, font, cell), INK, font, anchor="ma")
+    return grid
+
+
+def _fit(caption: str, font, width: int) -> str:
+    """Shorten a caption to ``width`` pixels."""
+    if font.getlength(caption) <= width:
+        return caption
+    while caption and font.getlength(f"{caption}…") > width:
+        caption = caption[:-1]
+    return f"{caption}…"
+
+
+def save_images(folder: Path, images: np.ndarray, captions: Sequence[str], record: dict) -> Path:
+    """Write ``grid.png``, one PNG per image, and the record of how they were drawn; return the grid's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index:06d}.png")
+    grid = folder / "grid.png"
+    labelled_grid(images, captions, columns=min(len(images), 8), cell=max(64, images.shape[2])).save(grid)
+    write_json(folder / "samples.json", record)
+    return grid
+
+
+def loss_curve(log: Path, output: Path) -> None:
+    """Draw the losses written in a run's ``log.jsonl`` to a PNG."""
+    from matplotlib.figure import Figure
+
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    steps = [line["step"] for line in lines]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, label in (("loss", "loss (mse + vb)"), ("mse", "mse of the noise")):
+        if name in lines[0]:
+            axes.plot(steps, [line[name] for line in lines], label=label)
+    axes.set(xlabel="step", ylabel="mean since the last line of the log", yscale="log", title="Training loss")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(output, dpi=130)

@@ -1,0 +1,180 @@
+"""The quickstart's five stages, each through the same commands and functions that a user has."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from paddle_dit.data.digits import DIGIT_NAMES, DIGITS_VAE_FOLDER, enlarge, load_digits, shrink
+from paddle_dit.data.store import StoreWriter
+from paddle_dit.errors import PaddleDiTError
+from paddle_dit.evaluation.digits import Verdict, judge
+from paddle_dit.files import write_json
+from paddle_dit.generation import SamplingOptions, draw_images, load_generator
+from paddle_dit.models.vae import encode, load_vae
+from paddle_dit.pictures import labelled_grid, loss_curve
+from paddle_dit.training.monitor import LOG
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE_SIZE = 32
+SAMPLING = SamplingOptions(sampler="ddim", num_inference_steps=50, guidance_scale=2.0, guidance_channels=4)
+PER_CLASS = 10  # digits of each class in the picture
+
+
+@dataclass
+class Quickstart:
+    """One quickstart, writing into ``output``."""
+
+    output: Path
+    processes: int = 2
+    max_steps: int | None = None
+    num_samples: int = 500
+    seed: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Run all stages, write the report and print the verdict."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        with self._stage("total", ""):
+            with self._stage("encode", "[1/5] encode the 1,497 training digits"):
+                self.encode()
+            with self._stage("train", f"[2/5] train on {self.processes} processes"):
+                self.train()
+            with self._stage("convert", "[3/5] convert to a DiTPipeline folder"):
+                self.convert()
+            with self._stage("pipeline", "[4/5] draw 10 x 10 digits with the stock DiTPipeline"):
+                self.draw_picture()
+            with self._stage("judge", f"[5/5] draw {self.num_samples} digits and judge them"):
+                verdict = self.judge()
+        self.report(verdict)
+
+    @contextmanager
+    def _stage(self, name: str, title: str) -> Iterator[None]:
+        started = time.perf_counter()
+        if title:
+            print(f"\n{title}", flush=True)
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 1)
+
+    def encode(self) -> None:
+        """Write the training digits as a packed store of latents."""
+        vae = load_vae(str(DIGITS_VAE_FOLDER))
+        images, labels = load_digits("train")
+        latents = encode(vae, enlarge(images, IMAGE_SIZE))
+        identity = {
+            "name": str(DIGITS_VAE_FOLDER.relative_to(ROOT)),
+            "scaling_factor": float(vae.config.scaling_factor),
+            "image_size": IMAGE_SIZE,
+        }
+        with StoreWriter(
+            self.output / "latents",
+            sample_shape=latents.shape[1:],
+            dtype="float32",
+            num_classes=len(DIGIT_NAMES),
+            label_names=DIGIT_NAMES,
+            vae=identity,
+            source="the embedded handwritten digits, training split",
+            overwrite=True,
+        ) as store:
+            store.append(latents, labels)
+        print(f"{len(labels):,} latents {list(latents.shape[1:])}, deviation {latents.std():.2f}")
+
+    def train(self) -> None:
+        """Train with the launcher, as a user would."""
+        command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(self.processes)]
+        command += ["--log_dir", str(self.output / "launch_log"), str(ROOT / "train.py")]
+        command += ["-c", str(ROOT / "configs" / "train-digits.yaml"), "--feature-path", str(self.output / "latents")]
+        command += ["--output-dir", str(self.output / "run"), "--global-seed", str(self.seed), "--no-resume"]
+        if self.max_steps is not None:
+            command += ["--max-steps", str(self.max_steps)]
+        _run(command)
+        loss_curve(self.output / "run" / LOG, self.output / "loss.png")
+
+    def convert(self) -> None:
+        """Package the EMA weights as a DiTPipeline folder."""
+        command = [sys.executable, str(ROOT / "scripts" / "convert_dit_to_ppdiffusers.py"), "--overwrite"]
+        command += ["--checkpoint", str(self.output / "run"), "--vae", str(DIGITS_VAE_FOLDER)]
+        _run([*command, "--output", str(self.output / "pipeline")])
+
+    def draw_picture(self) -> None:
+        """Draw ten digits of each class with ppdiffusers' own pipeline and save the grid."""
+        import paddle
+        from ppdiffusers import DiTPipeline
+
+        pipe = DiTPipeline.from_pretrained(str(self.output / "pipeline"))
+        paddle.seed(self.seed)
+        labels = [label for label in DIGIT_NAMES for _ in range(PER_CLASS)]
+        images = pipe(
+            class_labels=labels,
+            num_inference_steps=SAMPLING.num_inference_steps,
+            guidance_scale=SAMPLING.guidance_scale,
+            output_type="numpy",
+        ).images
+        images = np.round(images * 255).astype(np.uint8)
+        captions = [DIGIT_NAMES[label] for label in labels]
+        labelled_grid(images, captions, columns=PER_CLASS, cell=64).save(self.output / "samples.png")
+
+    def judge(self) -> Verdict:
+        """Draw with our own sampler and ask the judge."""
+        source = load_generator(self.output / "pipeline")
+        labels = np.arange(self.num_samples) % len(DIGIT_NAMES)
+        options = SamplingOptions(**{**SAMPLING.to_dict(), "seed": self.seed})
+        images = draw_images(source, labels, options, batch_size=100)
+        return judge(shrink(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0), labels)
+
+    def report(self, verdict: Verdict) -> None:
+        """Write ``report.json`` and print the verdict."""
+        log = [json.loads(line) for line in (self.output / "run" / LOG).read_text(encoding="utf-8").splitlines()]
+        rate = float(np.median([line["images_per_second"] for line in log]))
+        values = {
+            **asdict(verdict),
+            "images_per_second": round(rate, 1),
+            "final_loss": log[-1]["loss"],
+            "sampling": SAMPLING.to_dict(),
+            "seed": self.seed,
+            "seconds": self.seconds,
+        }
+        write_json(self.output / "report.json", values)
+        print(
+            _VERDICT.format(verdict=verdict, rate=rate, seconds=self.seconds, stages=self._stages(), output=self.output)
+        )
+
+    def _stages(self) -> str:
+        return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items() if name != "total")
+
+
+_VERDICT = """
+Verdict
+  {verdict.generated_accuracy:.1%} of {verdict.num_samples} generated digits are labelled as asked by a classifier\
+ fitted to real digits
+  {verdict.real_heldout_accuracy:.1%} is its score on the 300 held-out real digits
+  distance to the nearest training digit: generated {verdict.nearest_distance_generated:.1f},\
+ held-out real {verdict.nearest_distance_heldout:.1f}  (far smaller would mean copies)
+  precision {verdict.precision:.2f}, recall {verdict.recall:.2f}
+  trained at {rate:.0f} images/s; {stages}; {seconds[total]:.0f} s in all
+
+  {output}/samples.png    look at it
+  {output}/loss.png       the loss while training
+  {output}/report.json    these figures
+  {output}/pipeline       DiTPipeline.from_pretrained("{output}/pipeline")
+  {output}/run            checkpoints, log.jsonl, VisualDL
+
+Try next
+  python scripts/sample.py --model {output}/pipeline --class-labels three seven 8 --output outputs/my-digits
+  visualdl --logdir {output}/run/visualdl
+  python train.py --model DiT-XL/2 --feature-path {output}/latents --dry-run
+"""
+
+
+def _run(command: list[str]) -> None:
+    """Run a command of this project; its own message says what went wrong."""
+    if code := subprocess.run(command, cwd=ROOT, check=False).returncode:
+        raise PaddleDiTError(
+            f"{Path(command[-1]).name}: the step before failed with exit code {code}; see its output above"
+        )

@@ -1,0 +1,90 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from paddle_dit.cli import parse
+from paddle_dit.errors import ConfigError
+from paddle_dit.training.recipe import TrainRecipe
+
+from .conftest import ROOT
+
+ENTRY_POINTS = ["train.py", *sorted(f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py"))]
+
+
+def parse_recipe(*argv):
+    return parse(TrainRecipe, argv, description="")
+
+
+def test_flags_take_hyphens_and_underscores():
+    recipe = parse_recipe("--global-batch-size", "32", "--max_steps", "7", "--no-resume", "--results-dir", "x")
+    assert (recipe.global_batch_size, recipe.max_steps, recipe.resume, str(recipe.output_dir)) == (32, 7, False, "x")
+
+
+def test_the_command_line_overrides_the_recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: DiT-S/4\nlearning_rate: 3.0e-4\nadam-betas: [0.8, 0.9]\nresume: false\nmax_steps: null\n")
+    recipe = parse_recipe("--model", "DiT-B/4", "-c", str(path))
+    assert (recipe.model, recipe.learning_rate, recipe.adam_betas) == ("DiT-B/4", 3e-4, (0.8, 0.9))
+    assert recipe.resume is False
+    assert recipe.max_steps is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--max-stpes", "3"], "Did you mean 'max-steps'"),
+        (["--max-steps", "three"], "--max-steps"),
+        (["--lr-schedule", "cosin"], "--lr-schedule"),
+        (["-c", "absent.yaml"], "cannot read the recipe absent.yaml"),
+    ],
+)
+def test_wrong_flags_are_one_line(argv, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_recipe(*argv)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_stpes: 3", "Did you mean 'max-steps'"),
+        ("model: [", "not valid YAML"),
+        ("- a", "key: value"),
+        ("model: {name: a}", "nested"),
+        ("learning_rate: fast", "--learning-rate"),
+    ],
+)
+def test_wrong_recipes_are_one_line(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        parse_recipe("-c", str(path))
+
+
+def test_the_shipped_recipes_can_be_read():
+    for path in sorted((ROOT / "configs").glob("train-*.yaml")):
+        assert parse_recipe("-c", str(path)).model
+
+
+@pytest.mark.parametrize("script", ENTRY_POINTS)
+def test_help_is_quick_and_needs_no_paddle(script):
+    blocker = (
+        "import runpy, sys; sys.modules['paddle'] = None; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    started = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-c", blocker, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "usage:" in result.stdout
+    print(f"{script}: {time.perf_counter() - started:.2f} s")
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = (
+        "import sys, paddle_dit; heavy = {'paddle', 'numpy', 'ppdiffusers'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -139,6 +139,7 @@ BAD_DATA = {
     "odd latents": (lambda folder: write_pairs(folder, shape=(1, 4, 9, 9)), [], "multiple of patch_size"),
     "other image size": (write_pairs, ["--image-size", "256"], "--image-size 64"),
     "label beyond the classes": (lambda folder: write_pairs(folder, label=12), ["--num-classes", "10"], "12"),
+    "label beyond ImageNet's": (lambda folder: write_pairs(folder, label=1000), [], "class 1000 of 1000"),
     "NaN": (nan_store, [], "5"),
     "contradicting classes": (nan_store, ["--num-classes", "5"], "10 classes"),
     "batch larger than the data": (lambda folder: write_pairs(folder, samples=3), [], "--global-batch-size"),

@@ -76,7 +76,9 @@ def make_plan(recipe: TrainRecipe) -> Plan:
     _check_image_size(recipe, source)
     num_classes = recipe.num_classes
     if num_classes is None:
-        num_classes = source.num_classes if source.num_classes is not None else IMAGENET_CLASSES
+        if source.num_classes is None:  # npy pairs do not say; from now on they refuse labels beyond
+            source.num_classes = IMAGENET_CLASSES
+        num_classes = source.num_classes
     channels, height, width = source.sample_shape
     config = dataclasses.replace(
         base,

@@ -19,8 +19,8 @@ class Options:
 
     output: Path = Path("outputs/quickstart")
     """Folder to write into; an earlier training run in it is put aside, not overwritten."""
-    processes: int = 2
-    """Data-parallel training processes."""
+    processes: int | None = None
+    """Data-parallel training processes. Default: 2 on the CPU, one per GPU (2 at most) where there are GPUs."""
     max_steps: int | None = None
     """Updates; default: as configs/train-digits.yaml says."""
     num_samples: int = 500

@@ -32,7 +32,7 @@ class Quickstart:
     """One quickstart, writing into ``output``."""
 
     output: Path
-    processes: int = 2
+    processes: int | None = None
     max_steps: int | None = None
     num_samples: int = 500
     seed: int = 0
@@ -41,6 +41,7 @@ class Quickstart:
     def run(self) -> None:
         """Run all stages, write the report and print the verdict."""
         self.output.mkdir(parents=True, exist_ok=True)
+        self.processes = self.processes or _default_processes()
         with self._stage("total", ""):
             with self._stage("encode", "[1/5] encode the 1,497 training digits"):
                 self.encode()
@@ -170,6 +171,13 @@ Try next
   visualdl --logdir {output}/run/visualdl
   python train.py --model DiT-XL/2 --feature-path {output}/latents --dry-run
 """
+
+
+def _default_processes() -> int:
+    """Two processes show data parallelism; two on one GPU would not start."""
+    import paddle
+
+    return min(2, paddle.device.cuda.device_count()) if paddle.is_compiled_with_cuda() else 2
 
 
 def _run(command: list[str]) -> None:

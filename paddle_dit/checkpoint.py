@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from paddle_dit.config import ModelInfo
@@ -44,8 +45,11 @@ class Checkpoint:
         return json.loads((self.folder / STATE).read_text(encoding="utf-8"))
 
     def tensors(self, name: str) -> dict[str, np.ndarray]:
-        """Return the tensors of ``model``, ``ema`` or ``optimizer`` by structured name."""
-        return load_file(self.folder / f"{name}.safetensors")
+        """Return the tensors of ``model``, ``ema`` or ``optimizer`` by structured name, or raise CheckpointError."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.is_file():
+            raise CheckpointError(f"{self.folder} holds no {path.name}")
+        return load_file(path)
 
 
 def save_checkpoint(run_folder: Path, step: int, info: ModelInfo, tensors: dict[str, dict], state: dict) -> Checkpoint:
@@ -57,10 +61,29 @@ def save_checkpoint(run_folder: Path, step: int, info: ModelInfo, tensors: dict[
         info: travels with the weights.
         tensors: file stem ("model", "ema", "optimizer") -> structured name -> float array.
         state: JSON values.
+
+    Raises:
+        CheckpointError: it could not be written; nothing of it is left, and earlier checkpoints are untouched.
     """
     final = run_folder / f"checkpoint-{step}"
     partial = run_folder / f".checkpoint-{step}.tmp"
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(partial, step, info, tensors, state)
+        if final.exists():  # a run resumes from its newest whole checkpoint, so one that is in the way is damaged
+            shutil.rmtree(final)
+        os.rename(partial, final)
+        flush_to_disk(run_folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write {final}: {error}; earlier checkpoints are whole: free some space or mend the folder, "
+            "then run the same command again"
+        ) from error
+    return Checkpoint(final, step)
+
+
+def _write(partial: Path, step: int, info: ModelInfo, tensors: dict[str, dict], state: dict) -> None:
     partial.mkdir(parents=True)
     info.save(partial / INFO)
     write_json(partial / STATE, state)
@@ -73,11 +96,6 @@ def save_checkpoint(run_folder: Path, step: int, info: ModelInfo, tensors: dict[
     write_json(partial / MANIFEST, manifest)
     for path in [*partial.iterdir(), partial]:
         flush_to_disk(path)
-    if final.exists():  # a run resumes from its newest whole checkpoint, so a later one that is in the way is damaged
-        shutil.rmtree(final)
-    os.rename(partial, final)
-    flush_to_disk(run_folder)
-    return Checkpoint(final, step)
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
@@ -132,7 +150,8 @@ def newest_checkpoint(run_folder: str | Path, report: Callable[[str], None] = pr
             report(f"skipped a checkpoint: {error}")
     if found:
         raise CheckpointError(
-            f"none of the {len(found)} checkpoints in {run_folder} is whole; pass --no-resume to start anew"
+            f"none of the {len(found)} checkpoints in {run_folder} is whole; restore one from a copy,"
+            " or start anew with train.py --no-resume"
         )
     return None
 

@@ -34,7 +34,8 @@ def parse(recipe_type: type[T], argv: Sequence[str] | None = None, *, descriptio
 
     argv = list(sys.argv[1:] if argv is None else argv)
     if any(field.name == "config" for field in fields(recipe_type)):
-        argv = [*_recipe_flags(argv), *argv]
+        booleans = {field.name for field in fields(recipe_type) if field.type in (bool, "bool")}
+        argv = [*_recipe_flags(argv, booleans), *argv]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -50,13 +51,13 @@ def parse(recipe_type: type[T], argv: Sequence[str] | None = None, *, descriptio
     return recipe
 
 
-def _recipe_flags(argv: Sequence[str]) -> list[str]:
+def _recipe_flags(argv: Sequence[str], booleans: set[str]) -> list[str]:
     """Return the flags written in the YAML file that ``-c``/``--config`` names, or none."""
     path = None
     for flag, value in zip(argv, [*argv[1:], ""], strict=True):
         if flag in ("-c", "--config"):
             path = Path(value)
-        elif flag.startswith("--config="):
+        elif flag.startswith(("-c=", "--config=")):
             path = Path(flag.split("=", 1)[1])
     if path is None:
         return []
@@ -70,13 +71,17 @@ def _recipe_flags(argv: Sequence[str]) -> list[str]:
         raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(keys, dict):
         raise ConfigError(f"{path} must hold 'key: value' lines, one per flag")
-    return [token for key, value in keys.items() for token in _as_flag(path, str(key), value)]
+    return [token for key, value in keys.items() for token in _as_flag(path, str(key), value, booleans)]
 
 
-def _as_flag(path: Path, key: str, value: object) -> list[str]:
+def _as_flag(path: Path, key: str, value: object, booleans: set[str]) -> list[str]:
     flag = key.replace("_", "-")
+    if flag == "config":
+        raise ConfigError(f"{path}: a recipe cannot name another recipe; remove 'config'")
     if value is None:
         return []
+    if key.replace("-", "_") in booleans and not isinstance(value, bool):
+        raise ConfigError(f"{path}: '{key}' must be true or false, got {value!r}")
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
     if isinstance(value, list):

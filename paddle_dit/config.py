@@ -86,6 +86,13 @@ class DiTConfig:
             raise ConfigError(f"hidden_size {self.hidden_size} must be a multiple of 4 (sin-cos position table)")
         if not isinstance(self.num_classes, int) or self.num_classes < 0:
             raise ConfigError(f"num_classes must be 0 (unconditional) or more, got {self.num_classes!r}")
+        for name in ("mlp_ratio", "class_dropout_prob", "norm_eps"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int | float):
+                raise ConfigError(f"{name} must be a number, got {getattr(self, name)!r}")
+        if not self.mlp_ratio > 0 or not self.norm_eps > 0:
+            raise ConfigError(f"mlp_ratio and norm_eps must be positive, got {self.mlp_ratio} and {self.norm_eps}")
+        if not isinstance(self.learn_sigma, bool):
+            raise ConfigError(f"learn_sigma must be true or false, got {self.learn_sigma!r}")
         if not 0 <= self.class_dropout_prob < 1:
             raise ConfigError(f"class_dropout_prob must be in [0, 1), got {self.class_dropout_prob}")
         if self.frequency_shift not in (0, 1):

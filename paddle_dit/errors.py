@@ -4,9 +4,20 @@ Anything else that is raised is a bug and keeps its traceback.
 """
 
 import difflib
+import errno
 import functools
 import sys
 from collections.abc import Callable, Iterable
+
+_MENDS = {
+    errno.EACCES: "choose a folder you may write to",
+    errno.EPERM: "choose a folder you may write to",
+    errno.EROFS: "choose a folder that can be written",
+    errno.ENOTDIR: "choose a path whose parents are folders",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOSPC: "free some space, then run the same command again",
+    errno.EDQUOT: "free some space, then run the same command again",
+}
 
 
 class PaddleDiTError(Exception):
@@ -46,8 +57,10 @@ def entry_point(main: Callable[..., None]) -> Callable[..., None]:
             sys.stdout.flush()
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             sys.exit(2)
-        except PermissionError as error:
-            print(f"error: no permission for {error.filename}; choose a folder you may write to", file=sys.stderr)
+        except OSError as error:
+            if error.errno not in _MENDS:
+                raise
+            print(f"error: {error.filename or 'a file'}: {error.strerror}; {_MENDS[error.errno]}", file=sys.stderr)
             sys.exit(2)
 
     return run

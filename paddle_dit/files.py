@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from paddle_dit.errors import ConfigError
+
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
@@ -44,3 +46,20 @@ def write_json(path: Path, values: object) -> None:
     """Replace ``path`` by ``values`` as JSON."""
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     replace_file(path, lambda file: file.write(text.encode()))
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Refuse an output folder that cannot be made or written, before anything heavy starts.
+
+    Args:
+        folder: need not exist yet.
+        flag: the option that named it, for the message.
+
+    Raises:
+        ConfigError: a parent is a file, or there is no permission.
+    """
+    present = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not present.is_dir():
+        raise ConfigError(f"{flag} {folder}: {present} is a file; choose another folder")
+    if not os.access(present, os.W_OK | os.X_OK):
+        raise ConfigError(f"{flag} {folder}: no permission to write in {present}; choose another folder")

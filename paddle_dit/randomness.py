@@ -14,9 +14,9 @@ class Stream(IntEnum):
 
     TRAINING = 0
     GENERATION = 1
-    INITIAL_WEIGHTS = 2
-    PREVIEW = 3
-    VALIDATION = 4
+
+
+MAX_SEED = 2**56 - 1  # the stream takes 8 of the key's 64 bits
 
 
 def generator(seed: int, stream: Stream, step: int, position: int) -> np.random.Generator:

@@ -18,6 +18,7 @@ def prepare() -> None:
     - on AMD processors, the AVX2 matrix kernels of the old MKL inside Paddle, which by itself takes slow ones there;
     - glibc keeps large blocks instead of returning them to the system after every operation.
     """
+    warnings.filterwarnings("ignore", message="No ccache found")  # Paddle's, about compiling custom operators
     if "paddle" in sys.modules:
         if os.environ.get("FLAGS_use_stride_kernel") != "0":
             warnings.warn(

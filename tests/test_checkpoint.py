@@ -116,3 +116,21 @@ def test_weights_of_another_model_are_refused(tiny_config):
     wider = DiT(dataclasses.replace(tiny_config, num_classes=11))
     with pytest.raises(CheckpointError, match="of another shape: y_embedder"):
         load_weights(wider, tensors, "here")
+
+
+def test_a_save_that_fails_is_told_and_leaves_nothing(save, tmp_path):
+    """A real limit on the size of files, as a full disk would be."""
+    import resource
+    import signal
+
+    save(1)
+    former, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, former[1]))
+    try:
+        with pytest.raises(CheckpointError, match="earlier checkpoints are whole"):
+            save(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert newest_checkpoint(tmp_path).step == 1

@@ -38,6 +38,7 @@ def test_the_command_line_overrides_the_recipe(tmp_path):
         (["--max-steps", "three"], "--max-steps"),
         (["--lr-schedule", "cosin"], "--lr-schedule"),
         (["-c", "absent.yaml"], "cannot read the recipe absent.yaml"),
+        (["-c=absent.yaml"], "cannot read the recipe absent.yaml"),
     ],
 )
 def test_wrong_flags_are_one_line(argv, message):
@@ -54,6 +55,8 @@ def test_wrong_flags_are_one_line(argv, message):
         ("- a", "key: value"),
         ("model: {name: a}", "nested"),
         ("learning_rate: fast", "--learning-rate"),
+        ("resume: 'no'", "'resume' must be true or false"),
+        ("config: other.yaml", "cannot name another recipe"),
     ],
 )
 def test_wrong_recipes_are_one_line(tmp_path, text, message):

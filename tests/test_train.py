@@ -75,7 +75,7 @@ def test_another_experiment_is_not_continued(train):
     before = sorted(path.name for path in folder.iterdir())
     for flags, told in (
         (["--global-seed", "1"], "global_seed was 0, now 1"),
-        (["--model", "DiT-S/8"], "was"),
+        (["--model", "DiT-S/8"], "patch_size was 2, now 8"),
         (["--global-batch-size", "32"], "global_batch_size was 16, now 32"),
     ):
         _, result = train("run", "--max-steps", "4", *flags)
@@ -133,16 +133,22 @@ def empty(folder):
 
 BAD_DATA = {
     "missing folder": (lambda folder: folder, [], "there is no folder"),
-    "empty folder": (empty, [], "data"),
-    "unpaired": (unpaired, [], "3"),
-    "misnamed": (misnamed, [], "3"),
+    "empty folder": (empty, [], "found nothing"),
+    "unpaired": (unpaired, [], "3.npy: imagenet256_labels lacks it"),
+    "misnamed": (misnamed, [], "files have no partner"),
     "odd latents": (lambda folder: write_pairs(folder, shape=(1, 4, 9, 9)), [], "multiple of patch_size"),
     "other image size": (write_pairs, ["--image-size", "256"], "--image-size 64"),
-    "label beyond the classes": (lambda folder: write_pairs(folder, label=12), ["--num-classes", "10"], "12"),
+    "label beyond the classes": (
+        lambda folder: write_pairs(folder, label=12),
+        ["--num-classes", "10"],
+        "says class 12 of 10",
+    ),
     "label beyond ImageNet's": (lambda folder: write_pairs(folder, label=1000), [], "class 1000 of 1000"),
-    "NaN": (nan_store, [], "5"),
+    "NaN": (nan_store, [], "NaN"),
     "contradicting classes": (nan_store, ["--num-classes", "5"], "10 classes"),
     "batch larger than the data": (lambda folder: write_pairs(folder, samples=3), [], "--global-batch-size"),
+    "negative classes": (write_pairs, ["--num-classes", "-1"], "--num-classes must be 0 or more"),
+    "betas": (write_pairs, ["--adam-betas", "1.5", "2"], "--adam-betas"),
     "unknown model": (write_pairs, ["--model", "DiT-XS/2"], "unknown model 'DiT-XS/2'"),
 }
 
@@ -159,6 +165,61 @@ def test_bad_input_is_one_line_and_writes_no_checkpoint(case, run_command, tmp_p
     assert len(errors) == 1
     assert told in errors[0]
     assert not list(output.glob("checkpoint-*"))
+
+
+@pytest.mark.distributed
+def test_one_ranks_bad_sample_stops_all_with_its_message(train, latent_store, tmp_path):
+    np.load(latent_store / "latents-00000.npy", mmap_mode="r+")[:, 0, 0, 0] = np.where(np.arange(64) == 21, np.nan, 0)
+    folder, result = train("run", "--max-steps", "8", "--ckpt-every", "1", processes=2)
+    assert result.returncode == 2
+    told = result.stdout + result.stderr
+    assert "error: rank" in told
+    assert "sample 21" in told
+    assert len(list(folder.glob("checkpoint-*"))) < 4  # four steps see every sample
+
+
+def test_a_json_model_must_fit_the_data(latent_store, tmp_path):
+    from paddle_dit.config import DiTConfig
+    from paddle_dit.errors import PaddleDiTError
+    from paddle_dit.training.plan import make_plan
+    from paddle_dit.training.recipe import TrainRecipe
+
+    def plan(change=(), **flags):
+        config = {**DiTConfig.from_preset("DiT-Digits/2").to_dict(), **dict(change)}
+        (tmp_path / "model.json").write_text(json.dumps(config))
+        return make_plan(TrainRecipe(model=str(tmp_path / "model.json"), feature_path=latent_store, **small, **flags))
+
+    small = {"global_batch_size": 8, "output_dir": tmp_path / "run"}
+    assert plan({"learn_sigma": False}).info.config.learn_sigma is False
+    for change, flags, told in (
+        ({"sample_size": 16}, {}, r"model takes \[4, 16, 16\]"),
+        ({"num_classes": 7}, {}, "10 classes"),
+        ({}, {"learn_sigma": False}, "change them there"),
+        ({"mlp_ratio": "a"}, {}, "mlp_ratio must be a number"),
+    ):
+        with pytest.raises(PaddleDiTError, match=told):
+            plan(change, **flags)
+
+
+def test_a_finished_run_says_so_and_a_changed_recipe_is_told(train):
+    folder, _ = train("run", "--max-steps", "2")
+    before = (folder / "log.jsonl").read_text()
+    _, result = train("run", "--max-steps", "2", "--learning-rate", "2e-4")
+    assert result.returncode == 0
+    assert "learning_rate was 0.0001, now 0.0002" in result.stdout
+    assert "already at step 2 of 2" in result.stdout
+    assert (folder / "log.jsonl").read_text() == before
+
+
+def test_other_data_of_the_same_size_is_not_continued(train, latent_store):
+    train("run", "--max-steps", "1")
+    folder, index = latent_store, json.loads((latent_store / "index.json").read_text())
+    np.load(folder / "latents-00000.npy", mmap_mode="r+")[0] = 1.0
+    index["shards"][0]["sha256"] = "0" * 64
+    (folder / "index.json").write_text(json.dumps(index))
+    _, result = train("run", "--max-steps", "2")
+    assert result.returncode == 2
+    assert "another experiment: data was" in result.stderr
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(latent_store, monkeypatch):

@@ -7,6 +7,7 @@ multiplied by 0.18215, the VAE's scaling factor, so they are read as they are.
 Millions of small files are slow to list and to read: pack them once for training (``data/store.py``).
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,8 @@ class NpyPairs:
                 "extract the features again, one latent per file"
             )
         self.gather(np.zeros(1, np.int64))
+        # Of the names alone: hashing the contents would read every file.
+        self.fingerprint = hashlib.sha256(self._stems.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         """Return the number of pairs."""

@@ -18,6 +18,7 @@ class LatentSource(Protocol):
     num_classes: int | None  # None: unknown until given
     label_names: dict[int, str] | None
     labels: np.ndarray | None  # int64 [N]; None where knowing them would mean reading every file
+    fingerprint: str  # names the data: other samples or labels have another
     vae: dict | None  # name, scaling_factor, image_size where known
 
     def __len__(self) -> int:

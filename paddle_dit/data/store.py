@@ -13,6 +13,7 @@ the scaling factor. ``sample_shape`` is the shape of one stored sample in both k
 """
 
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -67,6 +68,8 @@ class PackedStore:
         lengths = [entry["length"] for entry in self.index["shards"]]
         self._starts = np.cumsum([0, *lengths[:-1]])
         self.labels = self._open_labels()
+        sums = [entry["sha256"] for entry in [*self.index["shards"], self.index["labels"]]]
+        self.fingerprint = hashlib.sha256("".join(sums).encode()).hexdigest()
         if verify:
             self.verify()
 

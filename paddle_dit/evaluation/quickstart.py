@@ -41,6 +41,8 @@ class Quickstart:
     def run(self) -> None:
         """Run all stages, write the report and print the verdict."""
         self.output.mkdir(parents=True, exist_ok=True)
+        # Children start in the project's folder, so a relative path must mean the same there as here.
+        self.output = _shortest(self.output)
         self.processes = self.processes or _default_processes()
         with self._stage("total", ""):
             with self._stage("encode", "[1/5] encode the 1,497 training digits"):
@@ -94,14 +96,14 @@ class Quickstart:
         command += ["--output-dir", str(self.output / "run"), "--global-seed", str(self.seed), "--no-resume"]
         if self.max_steps is not None:
             command += ["--max-steps", str(self.max_steps)]
-        _run(command)
+        _run(command, "training")
         loss_curve(self.output / "run" / LOG, self.output / "loss.png")
 
     def convert(self) -> None:
         """Package the EMA weights as a DiTPipeline folder."""
         command = [sys.executable, str(ROOT / "scripts" / "convert_dit_to_ppdiffusers.py"), "--overwrite"]
         command += ["--checkpoint", str(self.output / "run"), "--vae", str(DIGITS_VAE_FOLDER)]
-        _run([*command, "--output", str(self.output / "pipeline")])
+        _run([*command, "--output", str(self.output / "pipeline")], "the conversion")
 
     def draw_picture(self) -> None:
         """Draw ten digits of each class with ppdiffusers' own pipeline and save the grid."""
@@ -180,9 +182,13 @@ def _default_processes() -> int:
     return min(2, paddle.device.cuda.device_count()) if paddle.is_compiled_with_cuda() else 2
 
 
-def _run(command: list[str]) -> None:
+def _shortest(path: Path) -> Path:
+    """Return a path relative to the project's folder if it is inside, else an absolute one."""
+    path = path.resolve()
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) and Path.cwd() == ROOT else path
+
+
+def _run(command: list[str], what: str) -> None:
     """Run a command of this project; its own message says what went wrong."""
     if code := subprocess.run(command, cwd=ROOT, check=False).returncode:
-        raise PaddleDiTError(
-            f"{Path(command[-1]).name}: the step before failed with exit code {code}; see its output above"
-        )
+        raise PaddleDiTError(f"{what} failed with exit code {code}; its output above says why")

@@ -96,7 +96,7 @@ class Attention(nn.Layer):
     def forward(self, x):
         """Map ``[N, T, D]`` to ``[N, T, D]``."""
         tokens, width = x.shape[1], x.shape[2]
-        if paddle.is_compiled_with_cuda():
+        if paddle.get_device().startswith("gpu"):
             parts = self.qkv(x).chunk(3, axis=-1)
             heads = [part.reshape([-1, tokens, self.num_heads, self.head_size]) for part in parts]
             out = F.scaled_dot_product_attention(*heads)  # (N, T, heads, d)
@@ -207,6 +207,10 @@ class DiT(nn.Layer):
             ``[N, C, H, W]``, or ``[N, 2C, H, W]`` with ``learn_sigma``: the noise, then the variance as a fraction
             in [-1, 1] between the smallest and the largest log-variance.
         """
+        if tuple(x.shape[1:]) != self.config.sample_shape:
+            raise ValueError(
+                f"latents are {list(x.shape)}, this model takes [N, {str(self.config.sample_shape)[1:-1]}]"
+            )
         x = self.x_embedder(x)  # (N, T, D)
         x = x + self.pos_embed.astype(x.dtype).expand_as(x)
         conditioning = self.t_embedder(timesteps) + self.y_embedder(class_labels)  # (N, D)

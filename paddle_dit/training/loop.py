@@ -1,5 +1,6 @@
 """The custom training loop on ``paddle.distributed``."""
 
+import json
 import os
 import platform
 from pathlib import Path
@@ -27,6 +28,8 @@ from paddle_dit.training.plan import Plan
 from paddle_dit.training.recipe import learning_rate_at
 from paddle_dit.training.step import TrainingStep
 
+_OF_ONE_COMMAND = ("config", "resume", "dry_run")  # options that say nothing of the run
+
 
 class TrainingRun:
     """One run: model, optimizer, EMA and data, from the newest checkpoint to the last step."""
@@ -46,11 +49,12 @@ class TrainingRun:
 
     def train(self) -> None:
         """Train to the last step, saving and logging on the way."""
-        recipe = self.plan.recipe
+        recipe, total = self.plan.recipe, self.plan.total_steps
         self._prepare_folder()
-        total = self.plan.total_steps
+        if self.updates >= total:
+            self._say(f"already at step {self.updates:,} of {total:,}: nothing to do; raise --max-steps to go on")
+            return
         monitor = Monitor(recipe.output_dir, total, self.updates, recipe.global_batch_size, self.ranks.is_main)
-        monitor.say(self._greeting())
         loader = BatchLoader(
             self.plan.source,
             self.plan.order,
@@ -60,16 +64,18 @@ class TrainingRun:
             num_workers=recipe.num_workers,
         )
         window: list[dict] = []
-        with loader:
+        with monitor, loader:
             while self.updates < total:
-                window.append(self._update(next(loader), total))
+                with self.ranks.together():
+                    batch = next(loader)
+                window.append(self._update(batch, total))
                 monitor.advance()
                 if self.updates % recipe.log_every == 0 or self.updates == total:
                     monitor.record(self.updates, self._figures(window, monitor, total))
                     window = []
                 if self.updates % recipe.ckpt_every == 0 or self.updates == total:
                     self.save()
-        monitor.close()
+                    monitor.restart_clock()
 
     def _update(self, batch, total: int) -> dict:
         self.optimizer.set_lr(learning_rate_at(self.plan.recipe, batch.step, total))
@@ -89,14 +95,14 @@ class TrainingRun:
 
     def save(self) -> None:
         """Write a checkpoint; every rank returns when it is whole."""
-        if self.ranks.is_main:
-            tensors = {
-                "model": {name: value.numpy() for name, value in self.model.state_dict().items()},
-                "ema": {name: value.numpy() for name, value in self.ema.shadow.items()},
-                "optimizer": optimizer_tensors(self.optimizer, self.model),
-            }
-            save_checkpoint(self.plan.recipe.output_dir, self.updates, self.plan.info, tensors, self._state())
-        self.ranks.barrier()
+        with self.ranks.together():
+            if self.ranks.is_main:
+                tensors = {
+                    "model": {name: value.numpy() for name, value in self.model.state_dict().items()},
+                    "ema": {name: value.numpy() for name, value in self.ema.shadow.items()},
+                    "optimizer": optimizer_tensors(self.optimizer, self.model),
+                }
+                save_checkpoint(self.plan.recipe.output_dir, self.updates, self.plan.info, tensors, self._state())
 
     def _state(self) -> dict:
         return {
@@ -107,6 +113,7 @@ class TrainingRun:
             "environment": {
                 "ranks": self.ranks.world_size,
                 "threads": os.environ.get("OMP_NUM_THREADS"),
+                "mkl_kernels": os.environ.get("MKL_DEBUG_CPU_TYPE"),  # other kernels round otherwise
                 "paddle_dit": __version__,
                 "paddle": paddle.__version__,
                 "numpy": np.__version__,
@@ -116,31 +123,47 @@ class TrainingRun:
 
     def _prepare_folder(self) -> None:
         """Continue from the newest whole checkpoint, or put an earlier run aside where that was asked for."""
-        folder = self.plan.recipe.output_dir
+        folder, step = self.plan.recipe.output_dir, -1
+        with self.ranks.together():
+            if self.ranks.is_main:
+                folder.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(folder)
+                if not self.plan.recipe.resume:
+                    _put_aside(folder)
+                elif (newest := newest_checkpoint(folder)) is not None:
+                    step = newest.step
+        # One rank verifies, all load the same: hashing takes a while, and folders may look different from elsewhere.
+        step = self.ranks.from_main(step)
+        if step >= 0:
+            with self.ranks.together():
+                self.restore(Checkpoint(folder / f"checkpoint-{step}", step))
+        self._say(self._greeting())
+
+    def _say(self, line: str) -> None:
         if self.ranks.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(folder)
-            if not self.plan.recipe.resume:
-                _put_aside(folder)
-        self.ranks.barrier()
-        if self.plan.recipe.resume:
-            checkpoint = newest_checkpoint(folder, report=print if self.ranks.is_main else lambda line: None)
-            if checkpoint is not None:
-                self.restore(checkpoint)
+            print(line, flush=True)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over the state of a checkpoint.
+        """Take over the state of a verified checkpoint, and say what has changed since.
 
         Raises:
-            CheckpointError: it belongs to another experiment.
+            CheckpointError: it belongs to another experiment, or this rank cannot see it.
         """
-        identity = checkpoint.state["identity"]
+        if not checkpoint.folder.is_dir():
+            raise CheckpointError(f"this rank does not see {checkpoint.folder}; put --output-dir where all ranks can")
+        former = checkpoint.state
         for name, value in self.plan.identity.items():
-            if identity.get(name) != value:
+            if former["identity"].get(name) != value:
+                changed = _differences({name: former["identity"].get(name)}, {name: value})[0]
                 raise CheckpointError(
-                    f"{checkpoint.folder} is of another experiment: {_difference(name, identity.get(name), value)};"
-                    " keep the former value, or choose another --output-dir, or start anew with --no-resume"
+                    f"{checkpoint.folder} is of another experiment: {changed}; keep the former value, or choose another"
+                    " --output-dir, or start anew with --no-resume"
                 )
+        present = self._state()
+        for group in ("recipe", "environment"):
+            for changed in _differences(former[group], present[group]):
+                if changed.split()[0] not in _OF_ONE_COMMAND:
+                    self._say(f"changed since the checkpoint: {changed}")
         load_weights(self.model, checkpoint.tensors("model"), checkpoint.folder)
         shadow = checkpoint.tensors("ema")
         for name, tensor in self.ema.shadow.items():
@@ -158,12 +181,16 @@ class TrainingRun:
         )
 
 
-def _difference(name: str, former, present) -> str:
-    if isinstance(former, dict) and isinstance(present, dict):
-        name, former, present = next(
-            (key, former.get(key), value) for key, value in present.items() if former.get(key) != value
-        )
-    return f"{name} was {former}, now {present}"
+def _differences(former: dict, present: dict) -> list[str]:
+    """Return one line per value that differs, looking into nested values; lists and tuples are alike, as in JSON."""
+    lines = []
+    for name, value in json.loads(json.dumps(present)).items():
+        before = former.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            lines += _differences(before, value)
+        elif before != value:
+            lines.append(f"{name} was {before}, now {value}")
+    return lines
 
 
 def _put_aside(folder: Path) -> None:

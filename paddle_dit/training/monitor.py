@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from paddle_dit.files import replace_file
+
 LOG = "log.jsonl"
 
 
@@ -23,7 +25,7 @@ class Monitor:
 
     def __init__(self, folder: Path, total_steps: int, start_step: int, batch_size: int, enabled: bool = True):
         self.enabled, self.batch_size = enabled, batch_size
-        self._window_start, self._window_steps = time.perf_counter(), 0
+        self.restart_clock()
         if not enabled:
             return
         from visualdl import LogWriter
@@ -48,15 +50,17 @@ class Monitor:
         if self.enabled:
             self._bar.update()
 
+    def restart_clock(self) -> None:
+        """Begin a new window of steps; called after a checkpoint too, so that saving does not count as training."""
+        self._window_start, self._window_steps = time.perf_counter(), 0
+
     def images_per_second(self) -> float:
-        """Return the rate since this was last called, over all ranks."""
-        now = time.perf_counter()
-        rate = self._window_steps * self.batch_size / max(now - self._window_start, 1e-9)
-        self._window_start, self._window_steps = now, 0
-        return rate
+        """Return the rate over all ranks since the window began."""
+        return self._window_steps * self.batch_size / max(time.perf_counter() - self._window_start, 1e-9)
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Write the figures of ``step`` everywhere."""
+        self.restart_clock()
         if not self.enabled:
             return
         self._log.write(json.dumps({"step": step, **values}) + "\n")
@@ -72,8 +76,11 @@ class Monitor:
             tqdm.write(line)
             sys.stdout.flush()
 
-    def close(self) -> None:
-        """Finish all outputs."""
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Finish all outputs, so that an error's message starts on a line of its own."""
         if self.enabled:
             self._bar.close()
             self._scalars.close()
@@ -84,11 +91,13 @@ def _forget_later_lines(log: Path, start_step: int) -> None:
     """Drop the lines of steps that a resumed run will make again, and a last line that was cut off."""
     if not log.exists():
         return
-    kept = []
-    for line in log.read_text(encoding="utf-8").splitlines():
+    kept, lines = [], log.read_text(encoding="utf-8").splitlines()
+    for line in lines:
         try:
             if json.loads(line)["step"] <= start_step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    log.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    if kept != lines:
+        text = "".join(f"{line}\n" for line in kept)
+        replace_file(log, lambda file: file.write(text.encode()))

@@ -1,12 +1,15 @@
 """Several processes: who am I, and how gradients and figures are averaged. gloo on the CPU, NCCL on GPUs."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import paddle
 import paddle.distributed as dist
+
+from paddle_dit.errors import PaddleDiTError
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,33 @@ class Ranks:
         dist.all_reduce(total)
         return total.numpy() / self.world_size
 
-    def barrier(self) -> None:
-        """Wait for every rank."""
+    def from_main(self, value: int) -> int:
+        """Return rank 0's value on every rank."""
+        if self.world_size == 1:
+            return value
+        shared = paddle.to_tensor(value, dtype="int64")
+        dist.broadcast(shared, src=0)
+        return int(shared)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run the body on every rank; an error that a user can mend is then raised on all, the first rank's.
+
+        Without this, one rank's bad file would leave the others waiting in their next collective call, and its message
+        in a log that nobody reads. Also a barrier.
+        """
+        error = None
+        try:
+            yield
+        except PaddleDiTError as caught:
+            error = caught
         if self.world_size > 1:
-            dist.barrier()
+            failed = paddle.to_tensor(0.0 if error is None else 1.0)
+            dist.all_reduce(failed)
+            if float(failed) > 0:
+                messages: list[str] = []
+                dist.all_gather_object(messages, "" if error is None else str(error))
+                rank = next(rank for rank, message in enumerate(messages) if message)
+                raise PaddleDiTError(f"rank {rank}: {messages[rank]}") from error
+        if error is not None:
+            raise error

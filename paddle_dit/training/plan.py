@@ -1,14 +1,15 @@
 """From a recipe to a plan: open the data, settle the model's shape and classes, count steps, without Paddle."""
 
 import dataclasses
+import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
-from paddle_dit.config import ModelInfo
+from paddle_dit.config import DiTConfig, ModelInfo
 from paddle_dit.data.order import SampleOrder
 from paddle_dit.data.source import LatentSource, open_source
 from paddle_dit.errors import ConfigError, DataError
+from paddle_dit.files import check_writable
 from paddle_dit.training.recipe import TrainRecipe
 
 SD_VAE_FACTOR = 8  # pixels per latent pixel of Stable Diffusion's VAE, where the data does not say
@@ -36,12 +37,13 @@ class Plan:
     @property
     def identity(self) -> dict:
         """What a run must keep when it is continued: another value would make it another experiment."""
-        return {
+        values = {
             "model": self.info.config.to_dict(),
-            "num_samples": len(self.source),
+            "data": self.source.fingerprint,
             "global_batch_size": self.recipe.global_batch_size,
             "global_seed": self.recipe.global_seed,
         }
+        return json.loads(json.dumps(values))  # as a checkpoint gives it back
 
     def describe(self) -> str:
         """Return the resolved recipe and its costs, for ``--dry-run``."""
@@ -49,7 +51,7 @@ class Plan:
         rows = {
             **{key: value for key, value in self.recipe.to_dict().items() if key not in ("config", "dry_run")},
             "latents": f"{len(self.source):,} x {list(self.source.sample_shape)}",
-            "num_classes": config.num_classes,
+            **{name: value for name, value in config.to_dict().items() if name != "in_channels"},
             "parameters": f"{config.num_parameters():,}",
             "multiply-adds per forward": f"{config.multiply_adds() / 1e9:.4g} G per sample",
             "training cost": f"{6 * config.multiply_adds() / 1e9:.4g} GFLOP per sample",
@@ -68,27 +70,33 @@ def make_plan(recipe: TrainRecipe) -> Plan:
     """
     recipe.check()
     recipe.share_of_batch(int(os.environ.get("PADDLE_TRAINERS_NUM", "1")))
-    _check_writable(recipe.output_dir)
-    base = recipe.base_config()
-    source = open_source(recipe.feature_path, num_classes=recipe.num_classes or None)
+    check_writable(recipe.output_dir, "--output-dir")
+    source, config = _open_and_fit(recipe)
+    order = SampleOrder(len(source), recipe.global_batch_size, recipe.global_seed)
+    info = ModelInfo(config, source.label_names if config.num_classes else None, source.vae)
+    return Plan(recipe, source, order, info, recipe.total_steps(order.steps_per_epoch))
+
+
+def _open_and_fit(recipe: TrainRecipe) -> tuple[LatentSource, DiTConfig]:
+    """Open the data and return it with the architecture: a preset takes the data's shape, a JSON model must match."""
+    config = recipe.base_config()
+    asked = recipe.num_classes
+    if asked is None and not recipe.is_preset:
+        asked = config.num_classes
+    shape = None if recipe.is_preset else config.sample_shape
+    source = open_source(recipe.feature_path, num_classes=asked or None, sample_shape=shape)
     if source.kind != "latents":
-        raise DataError(f"{recipe.feature_path} holds {source.kind}; training takes latents")
+        raise DataError(
+            f"{recipe.feature_path} holds {source.kind}; training takes latents: make the store with latents"
+        )
     _check_image_size(recipe, source)
-    num_classes = recipe.num_classes
-    if num_classes is None:
+    if asked is None:
         if source.num_classes is None:  # npy pairs do not say; from now on they refuse labels beyond
             source.num_classes = IMAGENET_CLASSES
-        num_classes = source.num_classes
+        asked = source.num_classes
     channels, height, width = source.sample_shape
-    config = dataclasses.replace(
-        base,
-        in_channels=channels,
-        sample_size=height if height == width else (height, width),
-        num_classes=num_classes,
-    )
-    order = SampleOrder(len(source), recipe.global_batch_size, recipe.global_seed)
-    info = ModelInfo(config, source.label_names if num_classes else None, source.vae)
-    return Plan(recipe, source, order, info, recipe.total_steps(order.steps_per_epoch))
+    size = height if height == width else (height, width)
+    return source, dataclasses.replace(config, in_channels=channels, sample_size=size, num_classes=asked)
 
 
 def _check_image_size(recipe: TrainRecipe, source: LatentSource) -> None:
@@ -98,12 +106,3 @@ def _check_image_size(recipe: TrainRecipe, source: LatentSource) -> None:
             f"--image-size {recipe.image_size} but the latents in {recipe.feature_path} are"
             f" {list(source.sample_shape)}, of {size}-pixel images; use --image-size {size} or other latents"
         )
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse an output folder that cannot be written before anything heavy starts."""
-    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not nearest.is_dir():
-        raise ConfigError(f"--output-dir {folder}: {nearest} is a file; choose another folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output-dir {folder}: no permission to write in {nearest}; choose another folder")

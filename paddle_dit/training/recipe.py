@@ -9,6 +9,7 @@ from tyro.conf import arg
 
 from paddle_dit.config import PRESETS, DiTConfig
 from paddle_dit.errors import ConfigError, nearest
+from paddle_dit.randomness import MAX_SEED
 
 
 @dataclass
@@ -18,7 +19,8 @@ class TrainRecipe:
     config: Annotated[Path | None, arg(aliases=["-c"])] = None
     """YAML file of the options below; the command line overrides it."""
     model: str = "DiT-XL/2"
-    """Preset (DiT-S/4, DiT-B/2, DiT-XL/2, ... or DiT-Digits/2), or a JSON file of DiTConfig's fields."""
+    """Preset (DiT-S/4, DiT-B/2, DiT-XL/2, ... or DiT-Digits/2), whose latents' shape and classes come from the data; or
+    a JSON file of DiTConfig's fields, which the data must fit."""
     feature_path: Path = Path("data/fastdit_imagenet256")
     """Latents: a packed store, or a folder holding *_features and *_labels."""
     output_dir: Annotated[Path, arg(aliases=["--results-dir"])] = Path("results")
@@ -77,13 +79,17 @@ class TrainRecipe:
         for name in ("global_batch_size", "accumulation", "epochs", "log_every", "ckpt_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
-        for name in ("warmup_steps", "num_workers", "recompute", "global_seed"):
-            if getattr(self, name) < 0:
+        for name in ("warmup_steps", "num_workers", "recompute", "global_seed", "num_classes"):
+            if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"--max-steps must be 1 or more, got {self.max_steps}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"--ema-decay must be in [0, 1), got {self.ema_decay}")
+        if self.global_seed > MAX_SEED:
+            raise ConfigError(f"--global-seed must be {MAX_SEED} or less, got {self.global_seed}")
+        if not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ConfigError(f"--adam-betas must be in [0, 1), got {self.adam_betas}")
         if not self.learning_rate > 0:
             raise ConfigError(f"--learning-rate must be positive, got {self.learning_rate}")
 
@@ -100,12 +106,19 @@ class TrainRecipe:
             )
         return self.global_batch_size // world_size
 
+    @property
+    def is_preset(self) -> bool:
+        """Whether ``--model`` names a preset."""
+        return self.model in PRESETS
+
     def base_config(self) -> DiTConfig:
         """Return the architecture that ``--model`` names, before the data's shape and classes are known."""
         own = {"learn_sigma": self.learn_sigma, "class_dropout_prob": self.class_dropout_prob}
-        if self.model in PRESETS:
+        if self.is_preset:
             return DiTConfig.from_preset(self.model, **own)
         if self.model.endswith(".json"):
+            if any(value != getattr(TrainRecipe, name) for name, value in own.items()):
+                raise ConfigError(f"{self.model} decides learn_sigma and class_dropout_prob; change them there")
             return DiTConfig.load(self.model)
         raise ConfigError(f"unknown model '{self.model}'.{nearest(self.model, PRESETS)} Known: {', '.join(PRESETS)}")
 

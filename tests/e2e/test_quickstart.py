@@ -36,4 +36,4 @@ def test_a_failing_stage_ends_it_with_one_line(run_command, tmp_path):
     result = run_command("scripts/quickstart.py", "--output", tmp_path / "quickstart", *flags)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    assert "exit code" in result.stderr
+    assert "error: training failed with exit code 2" in result.stderr

@@ -115,3 +115,10 @@ def test_frequency_shift_moves_the_output(tiny_config):
         model = randomized(dataclasses.replace(tiny_config, frequency_shift=shift))
         outputs.append(model(paddle.ones([1, 4, 8, 8]), paddle.to_tensor([500]), paddle.to_tensor([3])))
     assert float((outputs[0] - outputs[1]).abs().max()) > 1e-3
+
+
+def test_latents_of_another_shape_are_refused(tiny_config):
+    model = DiT(dataclasses.replace(tiny_config, sample_size=(8, 4)))
+    for shape in ([1, 4, 4, 8], [1, 4, 8, 8], [1, 3, 8, 4]):
+        with pytest.raises(ValueError, match="this model takes"):
+            model(paddle.zeros(shape), paddle.zeros([1]), paddle.zeros([1], dtype="int64"))

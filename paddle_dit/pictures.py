@@ -1,14 +1,18 @@
 """Pictures for people: labelled grids of images and curves of a run."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from paddle_dit.files import write_json
+from paddle_dit.errors import ConfigError
+from paddle_dit.files import check_writable, write_json
 
+DEFAULT_FOLDER = Path("outputs/samples")
+_SET = re.compile(r"\d{6,}\.png|grid\.png|samples\.json")  # what save_images writes
 BACKGROUND, INK = (24, 26, 31), (222, 226, 233)
 
 
@@ -19,19 +23,20 @@ def labelled_grid(images: np.ndarray, captions: Sequence[str], columns: int, cel
         images: uint8 ``[N, H, W, 3]``.
         captions: one per image; an empty one leaves its line blank. Lines are left out if all are empty.
         columns: images in a row.
-        cell: side of an image in the grid, in pixels; its own size by default.
+        cell: width of an image in the grid, in pixels, its own by default; the height keeps its proportions.
     """
     cell = cell or images.shape[2]
+    height = max(1, round(cell * images.shape[1] / images.shape[2]))
     gap, line = max(4, cell // 16), 18 if any(captions) else 0
     rows = -(-len(images) // columns)
-    size = (columns * (cell + gap) + gap, rows * (cell + gap + line) + gap)
+    size = (columns * (cell + gap) + gap, rows * (height + gap + line) + gap)
     grid = Image.new("RGB", size, BACKGROUND)
     draw, font = ImageDraw.Draw(grid), ImageFont.load_default(13)
     for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
         row, column = divmod(index, columns)
-        left, top = gap + column * (cell + gap), gap + row * (cell + gap + line)
-        grid.paste(Image.fromarray(image).resize((cell, cell), Image.Resampling.LANCZOS), (left, top))
-        draw.text((left + cell / 2, top + cell + 2), _fit(caption, font, cell), INK, font, anchor="ma")
+        left, top = gap + column * (cell + gap), gap + row * (height + gap + line)
+        grid.paste(Image.fromarray(image).resize((cell, height), Image.Resampling.LANCZOS), (left, top))
+        draw.text((left + cell / 2, top + height + 2), _fit(caption, font, cell), INK, font, anchor="ma")
     return grid
 
 
@@ -44,9 +49,39 @@ def _fit(caption: str, font, width: int) -> str:
     return f"{caption}…"
 
 
+def choose_folder(output: Path | None, overwrite: bool) -> Path:
+    """Return the folder for a set of images; called before they are drawn.
+
+    Args:
+        output: the folder asked for, or None: then ``outputs/samples``, with -2, -3, ... where an earlier set is there.
+        overwrite: an earlier set may be replaced.
+
+    Raises:
+        ConfigError: the folder cannot be written, or holds an earlier set that may not be replaced.
+    """
+    folder = output or DEFAULT_FOLDER
+    number = 1
+    while output is None and not overwrite and _earlier_set(folder):
+        number += 1
+        folder = DEFAULT_FOLDER.with_name(f"{DEFAULT_FOLDER.name}-{number}")
+    check_writable(folder, "--output")
+    if not overwrite and _earlier_set(folder):
+        raise ConfigError(f"{folder} holds an earlier set of images; choose another --output or pass --overwrite")
+    return folder
+
+
+def _earlier_set(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if _SET.fullmatch(path.name)] if folder.is_dir() else []
+
+
 def save_images(folder: Path, images: np.ndarray, captions: Sequence[str], record: dict) -> Path:
-    """Write ``grid.png``, one PNG per image, and the record of how they were drawn; return the grid's path."""
+    """Write ``grid.png``, one PNG per image, and the record of how they were drawn; return the grid's path.
+
+    An earlier set in the folder is removed first, so that none of its images stays among the new ones.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for path in _earlier_set(folder):
+        path.unlink()
     for index, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{index:06d}.png")
     grid = folder / "grid.png"

@@ -39,7 +39,7 @@ class Options:
 
 def read_names(path: Path, num_classes: int) -> dict[int, str]:
     """Return the names in a JSON file; ConfigError for ids that are no classes or names that are no text."""
-    from paddle_dit.conversion.readers import read_json
+    from paddle_dit.readers import read_json
 
     names = read_json(path)
     for label, name in names.items():

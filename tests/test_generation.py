@@ -4,15 +4,14 @@ import numpy as np
 import paddle
 import pytest
 
+from paddle_dit.config import DiTConfig, ModelInfo
 from paddle_dit.errors import ConfigError
-from paddle_dit.generation import SamplingOptions, generate_latents
+from paddle_dit.generation import PAPER_CLASSES, Generator, SamplingOptions, generate_latents
 from paddle_dit.models.dit import DiT
 
 
 @pytest.fixture(scope="module")
 def model():
-    from paddle_dit.config import DiTConfig
-
     paddle.seed(0)
     model = DiT(DiTConfig(sample_size=8, hidden_size=48, depth=2, num_heads=4, num_classes=10))
     for parameter in model.parameters():
@@ -49,7 +48,10 @@ def test_progress_counts_images(model):
     assert told == [2, 2, 1]
 
 
-@pytest.mark.parametrize("options", [{"sampler": "dpm"}, {"num_inference_steps": 0}, {"num_inference_steps": 1001}])
+@pytest.mark.parametrize(
+    "options",
+    [{"sampler": "dpm"}, {"num_inference_steps": 0}, {"num_inference_steps": 1001}, {"seed": -1}, {"seed": 2**56}],
+)
 def test_impossible_options_are_refused(options):
     with pytest.raises(ConfigError):
         SamplingOptions(**options)
@@ -58,3 +60,53 @@ def test_impossible_options_are_refused(options):
 def test_labels_outside_the_model_are_refused(model):
     with pytest.raises(ConfigError, match="class labels must be 0 to 10"):
         generate_latents(model, [11], SamplingOptions("ddim", 2, 1.0))
+
+
+def test_a_label_without_a_row_is_refused():
+    model = DiT(DiTConfig(sample_size=8, hidden_size=48, depth=1, num_heads=4, num_classes=3, class_dropout_prob=0.0))
+    with pytest.raises(ConfigError, match="class labels must be 0 to 2"):
+        generate_latents(model, [3], SamplingOptions("ddim", 2, 1.0))
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_of_none_is_refused(model, size):
+    with pytest.raises(ConfigError, match="batch_size must be 1 or more"):
+        generate_latents(model, [1], SamplingOptions("ddim", 2, 1.0), batch_size=size)
+
+
+def test_the_largest_seed_draws(model):
+    drawn = [generate_latents(model, [1], SamplingOptions("ddim", 2, 1.0, seed=seed)) for seed in (0, 2**56 - 1)]
+    assert np.abs(drawn[0] - drawn[1]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("fields", "scale"), [({}, 4.0), ({"num_classes": 0}, 1.0), ({"class_dropout_prob": 0.0}, 1.0)]
+)
+def test_the_default_guidance_is_one_that_the_model_can_have(fields, scale):
+    config = DiTConfig(sample_size=8, hidden_size=48, depth=1, num_heads=4, **fields)
+    assert SamplingOptions().for_model(config).guidance_scale == scale
+    assert SamplingOptions(guidance_scale=2.0).for_model(config).guidance_scale == 2.0
+    drawn = generate_latents(DiT(config), [0], SamplingOptions("ddim", 2))
+    np.testing.assert_array_equal(drawn, generate_latents(DiT(config), [0], SamplingOptions("ddim", 2, scale)))
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "default", "captions"),
+    [
+        (1000, None, list(PAPER_CLASSES), ["golden retriever", "Siberian husky"]),
+        (1000, {207: "a, b"}, list(PAPER_CLASSES), ["a", "class 360"]),
+        (10, None, list(range(8)), ["0", "1"]),
+        (2, {0: "cat", 1: "dog", 2: "of another model"}, [0, 1], ["cat", "dog"]),
+        (0, None, [0] * 8, ["no class"] * 2),
+        (0, {0: "of the data"}, [0] * 8, ["no class"] * 2),
+    ],
+)
+def test_default_labels_are_classes_of_the_model(classes, names, default, captions):
+    source = Generator(None, None, ModelInfo(DiTConfig(depth=1, num_classes=classes), names))
+    assert source.default_labels() == default
+    assert source.resolve(["0"]) == [0]
+    assert source.resolve(default) == default
+    if classes == 1000 and names is None:
+        assert source.name_of(207) == captions[0]
+    else:
+        assert [source.name_of(label) for label in default[:2]] == captions

@@ -1,4 +1,4 @@
-"""Weights in and out: our checkpoints, DiTPipeline folders, and safe readers. Names are imported on first use."""
+"""Weights in and out: our checkpoints and DiTPipeline folders. Names are imported on first use."""
 
 from importlib import import_module
 

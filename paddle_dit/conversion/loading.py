@@ -8,9 +8,9 @@ import numpy as np
 from paddle_dit.checkpoint import INFO, find_checkpoint, load_weights, read_info
 from paddle_dit.config import DiTConfig, ModelInfo
 from paddle_dit.conversion.ppdiffusers_pipeline import MODEL_INDEX, read_pipeline
-from paddle_dit.conversion.readers import read_tensors
 from paddle_dit.data.labels import imagenet_labels
 from paddle_dit.errors import CheckpointError
+from paddle_dit.readers import read_tensors
 
 
 def read_weights(path: str | Path, weights: str = "ema") -> tuple[dict[str, np.ndarray], ModelInfo]:

@@ -21,11 +21,11 @@ from paddle_dit.conversion.keymaps import (
     stock_classes,
     to_ppdiffusers,
 )
-from paddle_dit.conversion.readers import STOCK_WEIGHTS, read_json, read_stock_weights
 from paddle_dit.diffusion.schedule import Schedule
 from paddle_dit.errors import ConfigError, ConversionError
-from paddle_dit.files import write_json
+from paddle_dit.files import check_writable, write_json
 from paddle_dit.models.vae import check_fits
+from paddle_dit.readers import STOCK_WEIGHTS, read_json, read_stock_weights
 
 MODEL_INDEX, OWN_INFO = "model_index.json", "paddle_dit.json"
 
@@ -97,7 +97,7 @@ def write_pipeline(
     output = Path(output)
     check_output(output, overwrite)
     _check_stock_can(info.config)
-    _check_vae(vae, info)
+    check_fits(vae, info.config.in_channels, info.vae)
     tensors = {name: np.asarray(array, dtype=np.float32) for name, array in model_tensors.items()}
     for name, array in tensors.items():
         if not np.isfinite(array).all():
@@ -148,7 +148,8 @@ def exact_frequencies(pipe):
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Raise ConfigError if ``output`` may not be written: it holds something, or, to overwrite, no DiTPipeline."""
+    """Raise ConfigError if ``output`` cannot be made, or holds something; a DiTPipeline may be overwritten."""
+    check_writable(output.resolve().parent, "--output")  # the parent, because that is where the folder is renamed
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / MODEL_INDEX).is_file():
@@ -212,16 +213,6 @@ def _check_stock_can(config: DiTConfig) -> None:
             raise ConversionError(
                 f"DiTPipeline cannot compute this model: {obstacle}; draw with scripts/sample.py instead"
             )
-
-
-def _check_vae(vae, info: ModelInfo) -> None:
-    check_fits(vae, info.config.in_channels)
-    trained, given = (info.vae or {}).get("scaling_factor"), vae.config.scaling_factor
-    if trained is not None and abs(trained - given) > 1e-4 * abs(trained):
-        raise ConfigError(
-            f"this VAE scales latents by {given:.5g}, the one of the training latents ({info.vae.get('name')}) by "
-            f"{trained:.5g}; give that one with --vae"
-        )
 
 
 def _write(folder: Path, tensors, info: ModelInfo, vae, id2label, scheduler: str, weights_format: str) -> None:

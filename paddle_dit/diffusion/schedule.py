@@ -116,7 +116,10 @@ def _sections(num_timesteps: int, counts: list[int]) -> np.ndarray:
         if not 1 <= count <= length:
             raise ConfigError(f"cannot keep {count} of {length} timesteps; ask for 1 to {length}")
         stride = (length - 1) / (count - 1) if count > 1 else 1.0
-        kept += [start + round(stride * step) for step in range(count)]
+        position = 0.0
+        for _ in range(count):
+            kept.append(start + round(position))
+            position += stride  # summed, not multiplied: the paper's code rounds these sums, and halves depend on it
         start += length
     return np.array(kept)
 
@@ -148,12 +151,16 @@ class SamplerSteps:
 
 
 def ddpm_steps(schedule: Schedule) -> SamplerSteps:
-    """Return ancestral sampling (DDPM, algorithm 2; learned variance: Nichol and Dhariwal 2021, equation 15)."""
+    """Return ancestral sampling (DDPM, algorithm 2; learned variance: Nichol and Dhariwal 2021, equation 15).
+
+    The fixed deviation is the larger of DDPM's two (section 3.2: variance ``betas``), which the paper's code takes for
+    a model without learned variance.
+    """
     cumprod = schedule.alphas_cumprod
     coef1, coef2 = schedule.posterior_mean_coef1, schedule.posterior_mean_coef2
     smallest = schedule.posterior_log_variance_clipped
     largest = np.log(schedule.betas)
-    sigma = np.exp(0.5 * smallest)
+    sigma = np.sqrt(schedule.betas)
     sigma[0] = 0.0  # the last step draws no noise
     return SamplerSteps(
         timesteps=schedule.timesteps[::-1],

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from paddle_dit.checkpoint import load_weights
-from paddle_dit.conversion.readers import STOCK_WEIGHTS, read_json, read_stock_weights
 from paddle_dit.errors import ConfigError, ConversionError
+from paddle_dit.readers import STOCK_WEIGHTS, read_json, read_stock_weights
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_ROOT = Path(__file__).resolve().parents[2]
+_HUB_NAME = re.compile(r"(?!data/)\w[\w.-]*/\w[\w.-]*")  # data/ is this project's own folder
 _FILES = f"config.json and {' or '.join(STOCK_WEIGHTS.values())}"
 
 
@@ -18,7 +19,8 @@ def load_vae(name_or_path: str | Path):
 
     Args:
         name_or_path: a folder of ``save_pretrained``, a folder with such a ``vae/`` in it (a DiTPipeline's), or the
-            hub name of a model, which is downloaded once.
+            hub name of a model, which is downloaded once. ``data/...`` is also looked for at this project's root, so
+            that a run that names its VAE so can be used from anywhere.
 
     Raises:
         ConversionError: no such folder or model, or files that are missing, damaged or of another class.
@@ -40,12 +42,24 @@ def load_vae(name_or_path: str | Path):
     return vae
 
 
-def check_fits(vae, in_channels: int) -> None:
-    """Raise ConfigError unless the VAE's latents have ``in_channels`` channels, as the model's."""
+def check_fits(vae, in_channels: int, trained: dict | None = None) -> None:
+    """Raise ConfigError unless the VAE decodes the latents of a model.
+
+    Args:
+        vae: see :func:`load_vae`.
+        in_channels: channels of the model's latents.
+        trained: what is known of the VAE that made the training latents; its "scaling_factor" must be this VAE's.
+    """
     if vae.config.latent_channels != in_channels:
         raise ConfigError(
             f"the VAE's latents have {vae.config.latent_channels} channels, the model's {in_channels}; give the VAE "
             "that made the training latents"
+        )
+    wanted, given = (trained or {}).get("scaling_factor"), vae.config.scaling_factor
+    if wanted is not None and abs(wanted - given) > 1e-4 * abs(wanted):
+        raise ConfigError(
+            f"this VAE scales latents by {given:.5g}, the one of the training latents ({trained.get('name')}) by "
+            f"{wanted:.5g}; give that one with --vae"
         )
 
 
@@ -104,10 +118,11 @@ def encode(vae, images, noise=None) -> np.ndarray:
 
 
 def _find_folder(name: str) -> Path:
-    for folder in (Path(name), Path(name) / "vae"):
+    places = [Path(name), _ROOT / name] if name.startswith("data/") else [Path(name)]
+    for folder in (folder for place in places for folder in (place, place / "vae")):
         if (folder / "config.json").is_file():
             return folder
-    if Path(name).exists():
+    if any(place.exists() for place in places):
         raise ConversionError(f"{name} holds no VAE; place {_FILES} there")
     if not _HUB_NAME.fullmatch(name):
         raise ConversionError(f"no such VAE folder: {name}; give a folder with {_FILES}, or a hub name")

@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_dit.diffusion.guidance import guided
+from paddle_dit.diffusion.guidance import can_guide, guided
 from paddle_dit.errors import ConfigError
 
 
@@ -57,6 +57,8 @@ def test_a_fixed_variance_model_returns_none(tiny_config):
     "options",
     [
         {"guidance_scale": 0.5},
+        {"guidance_scale": float("nan")},
+        {"guidance_scale": float("inf")},
         {"guidance_channels": 0},
         {"guidance_channels": 5},
         {"guidance_interval": (5, 5)},
@@ -71,3 +73,11 @@ def test_impossible_guidance_is_refused(tiny_config, options):
 def test_a_model_without_null_class_cannot_be_guided(tiny_config):
     with pytest.raises(ConfigError, match="label dropout"):
         denoise_once(dataclasses.replace(tiny_config, class_dropout_prob=0.0), guidance_scale=2.0)
+
+
+def test_an_unconditional_model_is_told_so(tiny_config):
+    unconditional = dataclasses.replace(tiny_config, num_classes=0)
+    with pytest.raises(ConfigError, match="unconditional model has nothing to guide towards; use --guidance-scale 1"):
+        denoise_once(unconditional, guidance_scale=2.0)
+    assert can_guide(tiny_config)
+    assert not can_guide(unconditional)

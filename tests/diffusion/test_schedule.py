@@ -19,6 +19,26 @@ def test_sections_divide_the_schedule():
     assert kept[-1] == 299
 
 
+def sums_of_strides(num_timesteps, count):
+    """The paper's code: the stride is added up, and each sum is rounded."""
+    stride, position, kept = (num_timesteps - 1) / (count - 1), 0.0, []
+    for _ in range(count):
+        kept.append(round(position))
+        position += stride
+    return kept
+
+
+@pytest.mark.parametrize("count", [21, 23, 31, 35, 183, 250, 999])
+def test_timesteps_are_rounded_sums_of_strides(count):
+    assert respaced_timesteps(1000, count).tolist() == sums_of_strides(1000, count)
+
+
+def test_rounded_sums_differ_from_rounded_products():
+    """21 steps lie 49.95 apart; the tenth step is 499.5, which the sum misses by its rounding errors."""
+    assert respaced_timesteps(1000, 21)[10] == 499
+    assert round(49.95 * 10) == 500
+
+
 @pytest.mark.parametrize("spacing", ["0", "1001", "ddim7000", "ddim300", "many", "", "10,-1", "ddim"])
 def test_impossible_spacings_are_refused(spacing):
     with pytest.raises(ConfigError):
@@ -51,3 +71,12 @@ def test_ddpm_keeps_the_variance_of_standard_normal_data():
 def test_ddim_with_eta_one_has_the_posterior_deviation():
     schedule = Schedule.linear().respaced(100)
     np.testing.assert_allclose(ddim_steps(schedule, eta=1.0).sigma[::-1] ** 2, schedule.posterior_variance, atol=1e-12)
+
+
+def test_the_fixed_deviation_is_the_larger_one_without_noise_at_the_last_step():
+    """The paper's code for a model without learned variance (FIXED_LARGE)."""
+    schedule = Schedule.linear().respaced(50)
+    variance = np.append(schedule.posterior_variance[1], schedule.betas[1:])
+    variance[0] = 0.0
+    np.testing.assert_allclose(ddpm_steps(schedule).sigma[::-1] ** 2, variance, rtol=1e-12)
+    assert ddpm_steps(Schedule.linear().respaced(1)).sigma.tolist() == [0.0]

@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 from paddle_dit.errors import CheckpointError, ConfigError, ConversionError
-from paddle_dit.models.vae import decode, encode, load_vae
+from paddle_dit.models.vae import check_fits, decode, encode, load_vae
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +126,24 @@ def test_channels_that_do_not_fit(vae):
         decode(vae, np.zeros((1, 3, 8, 8), np.float32))
     with pytest.raises(ConfigError, match="images of 3 channels, got 1"):
         encode(vae, np.zeros((1, 1, 16, 16), np.float32))
+
+
+def test_another_scale_than_the_training_latents(vae):
+    for trained in (None, {"name": "v"}, {"name": "v", "scaling_factor": 0.5}, {"scaling_factor": 0.50001}):
+        check_fits(vae, 4, trained)
+    with pytest.raises(ConfigError, match=r"scales latents by 0\.5, .*\(other\) by 0\.18215; give that one with --vae"):
+        check_fits(vae, 4, {"name": "other", "scaling_factor": 0.18215})
+
+
+def test_the_projects_own_vae_is_found_from_anywhere_and_a_nearer_one_first(vae, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_vae("data/digits_vae").config.scaling_factor != 0.5
+    vae.save_pretrained(str(tmp_path / "data" / "digits_vae"))
+    assert load_vae("data/digits_vae").config.scaling_factor == 0.5
+
+
+@pytest.mark.parametrize("name", ["data/nowhere", "./nowhere", "../nowhere", "/nowhere", "some/where/else", "nowhere"])
+def test_what_looks_like_a_folder_is_not_downloaded(name, monkeypatch):
+    monkeypatch.setattr("paddle_dit.models.vae._download", lambda name: pytest.fail(f"downloads {name}"))
+    with pytest.raises(ConversionError, match=f"no such VAE folder: {name}"):
+        load_vae(name)

@@ -103,6 +103,10 @@ def occupied(run_folder):
     return ["--output", run_folder]
 
 
+def below_a_file(run_folder):
+    return ["--output", run_folder / "checkpoint-12" / "config.json" / "made", "--checkpoint", run_folder / "nowhere"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -117,6 +121,7 @@ def occupied(run_folder):
         (foreign_file, "unexpected: conv_in.weight"),
         (text_file, "no Paddle weights"),
         (occupied, "exists and is no DiTPipeline folder"),
+        (below_a_file, "config.json is a file; choose another folder"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(run_folder, tmp_path, run_command, spoil, message):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from paddle_dit.conversion.readers import read_stock_weights, read_tensors
 from paddle_dit.errors import ConversionError
+from paddle_dit.readers import read_stock_weights, read_tensors
 
 ARRAYS = {
     "single": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from paddle_dit.errors import ConfigError
+from paddle_dit.pictures import choose_folder, labelled_grid, save_images
+
+
+def halves(height, width):
+    """Return one image whose upper half is red and whose lower half is blue."""
+    image = np.zeros((1, height, width, 3), np.uint8)
+    image[:, : height // 2, :, 0] = image[:, height // 2 :, :, 2] = 255
+    return image
+
+
+@pytest.mark.parametrize(("height", "width", "expected"), [(16, 32, 32), (32, 16, 128), (16, 16, 64)])
+def test_a_grid_keeps_the_proportions(height, width, expected):
+    grid = labelled_grid(np.repeat(halves(height, width), 3, axis=0), [""] * 3, columns=2, cell=64)
+    gap = 4
+    assert grid.size == (2 * 64 + 3 * gap, 2 * expected + 3 * gap)
+    for left, top in ((gap, gap), (2 * gap + 64, gap), (gap, 2 * gap + expected)):
+        assert grid.getpixel((left + 32, top + 2)) == (255, 0, 0)
+        assert grid.getpixel((left + 32, top + expected - 3)) == (0, 0, 255)
+
+
+def test_captions_stand_below_the_images():
+    grid = np.asarray(labelled_grid(halves(16, 32), ["one"], columns=1, cell=64))
+    line = grid[4 + 32 + 1 :]
+    assert grid.shape == (32 + 18 + 8, 72, 3)
+    assert (line.max(axis=2) > 150).any()
+
+
+def save(folder, count):
+    return save_images(folder, np.repeat(halves(16, 32), count, axis=0), [""] * count, {"seed": 0})
+
+
+def test_small_images_are_enlarged_in_the_grid_alone(tmp_path):
+    assert Image.open(save(tmp_path, 1)).size == (72, 40)
+    assert Image.open(tmp_path / "000000.png").size == (32, 16)
+
+
+def test_the_folder_is_new_each_time_unless_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("samples", "samples-2", "samples-3"):
+        folder = choose_folder(None, overwrite=False)
+        assert folder.as_posix() == f"outputs/{name}"
+        save(folder, 1)
+    assert choose_folder(None, overwrite=True).as_posix() == "outputs/samples"
+    with pytest.raises(ConfigError, match=r"samples-2 holds an earlier set.*--overwrite"):
+        choose_folder(tmp_path / "outputs" / "samples-2", overwrite=False)
+
+
+@pytest.mark.parametrize("left", ["000003.png", "samples.json", "grid.png"])
+def test_what_is_left_of_a_set_counts(tmp_path, left):
+    (tmp_path / left).touch()
+    with pytest.raises(ConfigError, match="earlier set"):
+        choose_folder(tmp_path, overwrite=False)
+
+
+def test_overwriting_removes_the_earlier_set_and_nothing_else(tmp_path):
+    save(tmp_path, 3)
+    (tmp_path / "notes.png").touch()
+    save(choose_folder(tmp_path, overwrite=True), 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.png", "grid.png", "notes.png", "samples.json"]
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"--output .*file is a file"):
+        choose_folder(tmp_path / "file" / "samples", overwrite=False)

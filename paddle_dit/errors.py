@@ -36,6 +36,18 @@ class CheckpointError(PaddleDiTError):
     """A checkpoint that is missing, damaged or of another run or model."""
 
 
+class NonFiniteLossError(PaddleDiTError):
+    """A loss that is NaN or infinite, found before it could reach the weights.
+
+    Attributes:
+        positions: places of the samples in the global batch.
+    """
+
+    def __init__(self, step: int, positions: list[int]):
+        super().__init__(f"the loss is not finite at step {step}")
+        self.positions = positions
+
+
 class ConversionError(PaddleDiTError):
     """Weights that cannot be converted exactly."""
 

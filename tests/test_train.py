@@ -178,6 +178,17 @@ def test_one_ranks_bad_sample_stops_all_with_its_message(train, latent_store, tm
     assert len(list(folder.glob("checkpoint-*"))) < 4  # four steps see every sample
 
 
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(train):
+    folder, result = train("run", "--max-steps", "8", "--ckpt-every", "1", "--learning-rate", "1e30")
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "the loss is not finite at step" in errors[0]
+    assert "samples" in errors[0]
+    assert (folder / "checkpoint-1").is_dir()
+    assert np.isfinite(losses(folder)).all()
+
+
 def test_a_json_model_must_fit_the_data(latent_store, tmp_path):
     from paddle_dit.config import DiTConfig
     from paddle_dit.errors import PaddleDiTError

@@ -16,9 +16,9 @@ from paddle_dit.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from paddle_dit.data.loader import BatchLoader
+from paddle_dit.data.loader import Batch, BatchLoader
 from paddle_dit.diffusion.objective import GaussianDiffusion
-from paddle_dit.errors import CheckpointError
+from paddle_dit.errors import CheckpointError, NonFiniteLossError, PaddleDiTError
 from paddle_dit.models.dit import DiT
 from paddle_dit.training.ema import ExponentialMovingAverage
 from paddle_dit.training.monitor import LOG, Monitor
@@ -67,8 +67,11 @@ class TrainingRun:
         with monitor, loader:
             while self.updates < total:
                 with self.ranks.together():
-                    batch = next(loader)
-                window.append(self._update(batch, total))
+                    losses = self._backward(next(loader))
+                self.optimizer.set_lr(learning_rate_at(recipe, self.updates, total))
+                self.step.update()
+                self.updates += 1
+                window.append(losses)
                 monitor.advance()
                 if self.updates % recipe.log_every == 0 or self.updates == total:
                     monitor.record(self.updates, self._figures(window, monitor, total))
@@ -77,11 +80,15 @@ class TrainingRun:
                     self.save()
                     monitor.restart_clock()
 
-    def _update(self, batch, total: int) -> dict:
-        self.optimizer.set_lr(learning_rate_at(self.plan.recipe, batch.step, total))
-        losses = self.step(batch.step, batch.latents, batch.labels, batch.positions)
-        self.updates += 1
-        return losses
+    def _backward(self, batch: Batch) -> dict:
+        try:
+            return self.step.backward(batch.step, batch.latents, batch.labels, batch.positions)
+        except NonFiniteLossError as error:
+            samples = ", ".join(map(str, self.plan.order.global_batch(batch.step)[error.positions][:8]))
+            raise PaddleDiTError(
+                f"{error}, samples {samples}; the weights are as before, and earlier checkpoints are whole: lower"
+                " --learning-rate, or look at these samples"
+            ) from error
 
     def _figures(self, window: list[dict], monitor: Monitor, total: int) -> dict[str, float]:
         """Return the window's mean losses over all ranks, the learning rate and the rate of images."""

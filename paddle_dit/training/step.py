@@ -1,5 +1,6 @@
 """The one training step that both training scripts take: draws, loss, backward, update, EMA."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import paddle
 
 from paddle_dit.config import DiTConfig
 from paddle_dit.diffusion.objective import GaussianDiffusion
+from paddle_dit.errors import NonFiniteLossError
 from paddle_dit.randomness import Stream, generator
 from paddle_dit.training.ema import ExponentialMovingAverage
 from paddle_dit.training.parallel import Ranks
@@ -45,7 +47,7 @@ def draw(seed: int, step: int, positions: Sequence[int], class_labels, config: D
 
 
 class TrainingStep:
-    """Calling this with one rank's share of a global batch makes one update on every rank.
+    """One update on every rank: :meth:`backward` on each rank's share of a global batch, then :meth:`update`.
 
     Args:
         model: the :class:`~paddle_dit.models.dit.DiT` to train.
@@ -70,37 +72,43 @@ class TrainingStep:
         self.model, self.objective, self.optimizer, self.ema = model, objective, optimizer, ema
         self.ranks, self.seed, self.accumulation = ranks, seed, accumulation
 
-    def __call__(self, step: int, latents: np.ndarray, class_labels: np.ndarray, positions: Sequence[int]) -> dict:
-        """Make one update.
+    def backward(self, step: int, latents: np.ndarray, class_labels: np.ndarray, positions: np.ndarray) -> dict:
+        """Compute this rank's gradients; nothing is sent and no weight changes.
 
         Args:
             step: number of the update, from 0.
             latents: float32 ``[b, C, H, W]``.
             class_labels: int64 ``[b]``.
-            positions: place of each sample in the global batch.
+            positions: int64 ``[b]``, place of each sample in the global batch.
 
         Returns:
             this rank's mean ``loss`` and its parts, as tensors.
+
+        Raises:
+            NonFiniteLossError: a sample's loss is NaN or infinite; the gradients are cleared.
         """
         draws = draw(self.seed, step, positions, class_labels, self.model.config, len(self.objective.schedule))
         sums: dict = {}
         for part in np.array_split(np.arange(len(latents)), self.accumulation):
-            losses = self._backward(latents[part], draws, part, share=len(part) / len(latents))
-            sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
+            losses = self.objective.training_losses(
+                self.model,
+                paddle.to_tensor(latents[part]),
+                paddle.to_tensor(draws.class_labels[part]),
+                paddle.to_tensor(draws.timesteps[part]),
+                paddle.to_tensor(draws.noise[part]),
+            )
+            means = {name: value.mean() * (len(part) / len(latents)) for name, value in losses.items()}
+            if not math.isfinite(float(means["loss"])):
+                self.optimizer.clear_grad()
+                bad = ~np.isfinite(losses["loss"].numpy())
+                raise NonFiniteLossError(step, [int(position) for position in positions[part][bad]])
+            means["loss"].backward()
+            sums = {name: sums.get(name, 0.0) + value.detach() for name, value in means.items()}
+        return sums
+
+    def update(self) -> None:
+        """Average the gradients over the ranks, step the optimizer, move the averaged weights."""
         self.ranks.average_gradients(self.model.parameters())
         self.optimizer.step()
         self.optimizer.clear_grad()
         self.ema.update()
-        return sums
-
-    def _backward(self, latents: np.ndarray, draws: Draws, part: np.ndarray, share: float) -> dict:
-        losses = self.objective.training_losses(
-            self.model,
-            paddle.to_tensor(latents),
-            paddle.to_tensor(draws.class_labels[part]),
-            paddle.to_tensor(draws.timesteps[part]),
-            paddle.to_tensor(draws.noise[part]),
-        )
-        means = {name: value.mean() * share for name, value in losses.items()}
-        means["loss"].backward()
-        return {name: value.detach() for name, value in means.items()}

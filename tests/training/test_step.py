@@ -5,6 +5,7 @@ import paddle
 import pytest
 
 from paddle_dit.diffusion.objective import GaussianDiffusion
+from paddle_dit.errors import NonFiniteLossError
 from paddle_dit.models.dit import DiT
 from paddle_dit.training.ema import ExponentialMovingAverage
 from paddle_dit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
@@ -25,6 +26,13 @@ def batch(config, size=8):
     random = np.random.default_rng(0)
     latents = random.standard_normal((size, *config.sample_shape)).astype(np.float32)
     return latents, random.integers(0, 10, size), np.arange(size)
+
+
+def advance(step, number, latents, labels, positions):
+    """Make a whole step."""
+    losses = step.backward(number, latents, labels, positions)
+    step.update()
+    return losses
 
 
 def weights(step):
@@ -66,7 +74,7 @@ def test_an_unconditional_model_sees_the_null_class_alone(tiny_config):
 def test_micro_batches_equal_one_batch(tiny_config, accumulation):
     whole, parts = make_step(tiny_config), make_step(tiny_config, accumulation)
     for number in range(3):
-        losses = [float(step(number, *batch(tiny_config))["loss"]) for step in (whole, parts)]
+        losses = [float(advance(step, number, *batch(tiny_config))["loss"]) for step in (whole, parts)]
         assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     for name, value in weights(whole).items():
         np.testing.assert_allclose(weights(parts)[name], value, atol=1e-5, err_msg=name)
@@ -76,7 +84,7 @@ def test_the_average_follows_the_weights(tiny_config):
     step = make_step(tiny_config, learning_rate=1e-2)
     shadow = weights(step)
     for number in range(3):
-        step(number, *batch(tiny_config))
+        advance(step, number, *batch(tiny_config))
         now = weights(step)
         shadow = {name: 0.9 * value + 0.1 * now[name] for name, value in shadow.items()}
     for name, value in shadow.items():
@@ -85,7 +93,7 @@ def test_the_average_follows_the_weights(tiny_config):
 
 def test_training_learns_one_batch(tiny_config):
     step = make_step(tiny_config, learning_rate=3e-3)
-    losses = [float(step(0, *batch(tiny_config))["mse"]) for _ in range(60)]
+    losses = [float(advance(step, 0, *batch(tiny_config))["mse"]) for _ in range(60)]
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -93,14 +101,14 @@ def test_clipping_bounds_the_update(tiny_config):
     free, clipped = make_step(tiny_config, max_grad_norm=-1.0), make_step(tiny_config, max_grad_norm=1e-9)
     before = weights(free)["final_layer.linear.bias"]
     for step in (free, clipped):
-        step(0, *batch(tiny_config))
+        advance(step, 0, *batch(tiny_config))
     moved = [np.abs(weights(step)["final_layer.linear.bias"] - before).max() for step in (free, clipped)]
     assert moved[1] < 0.1 * moved[0]
 
 
 def test_optimizer_state_survives_under_structured_names(tiny_config):
     one, other = make_step(tiny_config), make_step(tiny_config)
-    one(0, *batch(tiny_config))
+    advance(one, 0, *batch(tiny_config))
     state = optimizer_tensors(one.optimizer, one.model)
     assert len(state) == 4 * len(weights(one))
     assert "blocks.0.attn.qkv.weight/moment1_0" in state
@@ -108,6 +116,20 @@ def test_optimizer_state_survives_under_structured_names(tiny_config):
         parameter.set_value(weights(one)[name])
     restore_optimizer(other.optimizer, other.model, state)
     for step in (one, other):
-        step(1, *batch(tiny_config))
+        advance(step, 1, *batch(tiny_config))
     for name, value in weights(one).items():
         np.testing.assert_array_equal(weights(other)[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_loss_that_is_not_finite_changes_nothing(tiny_config, accumulation):
+    step = make_step(tiny_config, accumulation)
+    before = weights(step)
+    latents, labels, positions = batch(tiny_config)
+    latents[5] = np.inf
+    with pytest.raises(NonFiniteLossError, match="step 7") as caught:
+        step.backward(7, latents, labels, positions + 8)
+    assert caught.value.positions == [13]
+    for name, value in before.items():
+        np.testing.assert_array_equal(weights(step)[name], value)
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in step.model.parameters())

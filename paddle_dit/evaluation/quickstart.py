@@ -169,7 +169,8 @@ Verdict
   {output}/run            checkpoints, log.jsonl, VisualDL
 
 Try next
-  python scripts/sample.py --model {output}/pipeline --class-labels three seven 8 --output outputs/my-digits
+  python scripts/sample.py --model {output}/pipeline --class-labels three seven 8 --guidance-scale 1.5\
+ --output outputs/my-digits
   visualdl --logdir {output}/run/visualdl
   python train.py --model DiT-XL/2 --feature-path {output}/latents --dry-run
 """

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from paddle_dit.errors import ConfigError, nearest
@@ -128,10 +128,6 @@ class DiTConfig:
     def to_dict(self) -> dict:
         """Return the fields as plain values, ready for JSON."""
         return asdict(self)
-
-    def with_sample_size(self, sample_size: int | tuple[int, int]) -> "DiTConfig":
-        """Return the same architecture for latents of another size."""
-        return replace(self, sample_size=sample_size)
 
     @property
     def height_width(self) -> tuple[int, int]:

@@ -60,12 +60,18 @@ def open_source(
     return source
 
 
+def image_size_of(source: LatentSource) -> int:
+    """Return the height in pixels of the images behind the latents.
+
+    Stable Diffusion's VAE, which every DiT uses, shrinks by 8; another VAE's store states its image size.
+    """
+    return (source.vae or {}).get("image_size") or 8 * source.sample_shape[1]
+
+
 def _shape_message(path: Path, source: LatentSource, wanted: tuple[int, ...]) -> str:
     """Say which flag would help: the image size if only that differs, another store otherwise."""
     found = source.sample_shape
     mend = "use another store, or a model for these latents"
     if found[0] == wanted[0] and found[1] == found[2]:
-        # Stable Diffusion's VAE, which every DiT uses, shrinks by 8; another VAE's store states its image size.
-        image_size = (source.vae or {}).get("image_size") or 8 * found[1]
-        mend = f"use --image-size {image_size} or another store"
+        mend = f"use --image-size {image_size_of(source)} or another store"
     return f"{source.kind} in {path} are {list(found)} but the model takes {list(wanted)}; {mend}"

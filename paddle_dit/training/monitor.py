@@ -70,12 +70,6 @@ class Monitor:
         shown = {"loss": f"{values['loss']:.4f}", "images/s": f"{values['images_per_second']:.0f}"}
         self._bar.set_postfix(shown, refresh=False)
 
-    def say(self, line: str) -> None:
-        """Print a line without breaking the progress bar."""
-        if self.enabled:
-            tqdm.write(line)
-            sys.stdout.flush()
-
     def __enter__(self) -> "Monitor":
         return self
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from paddle_dit.config import DiTConfig, ModelInfo
 from paddle_dit.data.order import SampleOrder
-from paddle_dit.data.source import LatentSource, open_source
+from paddle_dit.data.source import LatentSource, image_size_of, open_source
 from paddle_dit.errors import ConfigError, DataError
 from paddle_dit.files import check_writable
 from paddle_dit.training.recipe import TrainRecipe
 
-SD_VAE_FACTOR = 8  # pixels per latent pixel of Stable Diffusion's VAE, where the data does not say
 IMAGENET_CLASSES = 1000
 
 
@@ -100,7 +99,7 @@ def _open_and_fit(recipe: TrainRecipe) -> tuple[LatentSource, DiTConfig]:
 
 
 def _check_image_size(recipe: TrainRecipe, source: LatentSource) -> None:
-    size = (source.vae or {}).get("image_size") or SD_VAE_FACTOR * source.sample_shape[1]
+    size = image_size_of(source)
     if recipe.image_size is not None and recipe.image_size != size:
         raise ConfigError(
             f"--image-size {recipe.image_size} but the latents in {recipe.feature_path} are"

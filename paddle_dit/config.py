@@ -1,12 +1,11 @@
 """What a model is and how it is trained: dataclasses and the table of presets. Nothing here imports Paddle."""
 
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from paddle_dit.errors import ConfigError, nearest
-from paddle_dit.files import write_json
+from paddle_dit.files import read_json, write_json
 
 #                     depth  hidden_size  num_heads     (DiT paper, table 1)
 _WIDTHS = {
@@ -123,7 +122,7 @@ class DiTConfig:
     @classmethod
     def load(cls, path: str | Path) -> "DiTConfig":
         """Read a JSON file of these fields."""
-        return cls.from_dict(_read_json(path))
+        return cls.from_dict(read_json(Path(path), ConfigError))
 
     def to_dict(self) -> dict:
         """Return the fields as plain values, ready for JSON."""
@@ -217,21 +216,9 @@ class ModelInfo:
         Raises:
             ConfigError: the file is missing, not JSON, or not of this kind.
         """
-        values = _read_json(path)
+        values = read_json(Path(path), ConfigError)
         if values.get("format") != "paddle_dit" or not isinstance(values.get("model"), dict):
             raise ConfigError(f"{path} does not describe a paddle_dit model")
         names = values.get("label_names")
         names = {int(key): str(name) for key, name in names.items()} if isinstance(names, dict) else None
         return cls(DiTConfig.from_dict(values["model"]), names, values.get("vae"))
-
-
-def _read_json(path: str | Path) -> dict:
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:
-        raise ConfigError(f"{path} is not valid JSON") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a JSON object")
-    return values

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from paddle_dit.errors import ConfigError
+from paddle_dit.errors import ConfigError, PaddleDiTError
 
 
 def sha256(path: Path) -> str:
@@ -63,3 +63,16 @@ def check_writable(folder: Path, flag: str) -> None:
         raise ConfigError(f"{flag} {folder}: {present} is a file; choose another folder")
     if not os.access(present, os.W_OK | os.X_OK):
         raise ConfigError(f"{flag} {folder}: no permission to write in {present}; choose another folder")
+
+
+def read_json(path: Path, error_type: type[PaddleDiTError]) -> dict:
+    """Read a JSON object; a file that is missing, not JSON, or no object is an ``error_type``."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise error_type(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise error_type(f"{path} is not valid JSON") from None
+    if not isinstance(values, dict):
+        raise error_type(f"{path} must hold a JSON object")
+    return values

@@ -5,7 +5,6 @@ arrays and nothing else.
 """
 
 import codecs
-import json
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -48,23 +47,6 @@ def read_stock_weights(folder: Path) -> dict[str, np.ndarray]:
                 raise ConversionError(f"{path} has PyTorch's layout; save it again with ppdiffusers' save_pretrained")
             return read_tensors(path)
     raise ConversionError(f"{folder} holds no weights; place {' or '.join(STOCK_WEIGHTS.values())} there")
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON object.
-
-    Raises:
-        ConversionError: the file is missing, not JSON, or no object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConversionError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise ConversionError(f"{path} is not valid JSON") from None
-    if not isinstance(values, dict):
-        raise ConversionError(f"{path} must hold a JSON object")
-    return values
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from paddle_dit import runtime
 from paddle_dit.cli import parse
-from paddle_dit.errors import ConfigError, entry_point
+from paddle_dit.errors import ConfigError, ConversionError, entry_point
 
 
 @dataclass
@@ -39,9 +39,9 @@ class Options:
 
 def read_names(path: Path, num_classes: int) -> dict[int, str]:
     """Return the names in a JSON file; ConfigError for ids that are no classes or names that are no text."""
-    from paddle_dit.readers import read_json
+    from paddle_dit.files import read_json
 
-    names = read_json(path)
+    names = read_json(path, ConversionError)
     for label, name in names.items():
         if not label.isdecimal() or int(label) >= num_classes or not isinstance(name, str):
             raise ConfigError(

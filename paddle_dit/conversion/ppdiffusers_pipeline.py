@@ -23,9 +23,9 @@ from paddle_dit.conversion.keymaps import (
 )
 from paddle_dit.diffusion.schedule import Schedule
 from paddle_dit.errors import ConfigError, ConversionError
-from paddle_dit.files import check_writable, write_json
+from paddle_dit.files import check_writable, read_json, write_json
 from paddle_dit.models.vae import check_fits
-from paddle_dit.readers import STOCK_WEIGHTS, read_json, read_stock_weights
+from paddle_dit.readers import STOCK_WEIGHTS, read_stock_weights
 
 MODEL_INDEX, OWN_INFO = "model_index.json", "paddle_dit.json"
 
@@ -179,7 +179,7 @@ def stock_config(config: DiTConfig) -> dict:
 
 def _infer_info(folder: Path) -> ModelInfo:
     path = folder / "transformer" / "config.json"
-    stock = read_json(path)
+    stock = read_json(path, ConversionError)
     if stock.get("norm_type") != "ada_norm_zero" or stock.get("activation_fn") != "gelu-approximate":
         raise ConversionError(f"{path} does not describe a DiT: it needs norm_type ada_norm_zero and gelu-approximate")
     try:
@@ -194,7 +194,7 @@ def _infer_info(folder: Path) -> ModelInfo:
             num_classes=stock["num_embeds_ada_norm"],
             learn_sigma=stock.get("out_channels") == 2 * channels,
         )
-        names = read_json(folder / MODEL_INDEX).get("id2label") or {}
+        names = read_json(folder / MODEL_INDEX, ConversionError).get("id2label") or {}
         return ModelInfo(config, {int(label): str(name) for label, name in names.items()} or None)
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise ConversionError(f"{folder} does not describe a DiT ({type(error).__name__}: {error})") from None

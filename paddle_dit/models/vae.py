@@ -7,7 +7,8 @@ import numpy as np
 
 from paddle_dit.checkpoint import load_weights
 from paddle_dit.errors import ConfigError, ConversionError
-from paddle_dit.readers import STOCK_WEIGHTS, read_json, read_stock_weights
+from paddle_dit.files import read_json
+from paddle_dit.readers import STOCK_WEIGHTS, read_stock_weights
 
 _ROOT = Path(__file__).resolve().parents[2]
 _HUB_NAME = re.compile(r"(?!data/)\w[\w.-]*/\w[\w.-]*")  # data/ is this project's own folder
@@ -26,7 +27,7 @@ def load_vae(name_or_path: str | Path):
         ConversionError: no such folder or model, or files that are missing, damaged or of another class.
     """
     folder = _find_folder(str(name_or_path))
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", ConversionError)
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
         raise ConversionError(f"{folder} holds a {config['_class_name']}, not an AutoencoderKL; give a VAE's folder")
     tensors = read_stock_weights(folder)

@@ -24,7 +24,7 @@ def main() -> None:
         return
     runtime.prepare()
     from paddle_dit.training.loop import TrainingRun
-    from paddle_dit.training.parallel import Ranks
+    from paddle_dit.training.ranks import Ranks
 
     TrainingRun(plan, Ranks.join()).train()
 

@@ -114,7 +114,7 @@ def serve_ours(name: str, batch_size: int) -> None:
     from paddle_dit.models.dit import DiT
     from paddle_dit.training.ema import ExponentialMovingAverage
     from paddle_dit.training.optimizer import build_optimizer
-    from paddle_dit.training.parallel import Ranks
+    from paddle_dit.training.ranks import Ranks
     from paddle_dit.training.recipe import TrainRecipe
     from paddle_dit.training.step import TrainingStep
 

@@ -23,8 +23,8 @@ from paddle_dit.models.dit import DiT
 from paddle_dit.training.ema import ExponentialMovingAverage
 from paddle_dit.training.monitor import LOG, Monitor
 from paddle_dit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
-from paddle_dit.training.parallel import Ranks
 from paddle_dit.training.plan import Plan
+from paddle_dit.training.ranks import Ranks
 from paddle_dit.training.recipe import learning_rate_at
 from paddle_dit.training.step import TrainingStep
 

@@ -12,7 +12,7 @@ from paddle_dit.diffusion.objective import GaussianDiffusion
 from paddle_dit.errors import NonFiniteLossError
 from paddle_dit.randomness import Stream, generator
 from paddle_dit.training.ema import ExponentialMovingAverage
-from paddle_dit.training.parallel import Ranks
+from paddle_dit.training.ranks import Ranks
 
 
 @dataclass(frozen=True)

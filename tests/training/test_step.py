@@ -9,7 +9,7 @@ from paddle_dit.errors import NonFiniteLossError
 from paddle_dit.models.dit import DiT
 from paddle_dit.training.ema import ExponentialMovingAverage
 from paddle_dit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
-from paddle_dit.training.parallel import Ranks
+from paddle_dit.training.ranks import Ranks
 from paddle_dit.training.recipe import TrainRecipe
 from paddle_dit.training.step import TrainingStep, draw
 

@@ -142,8 +142,8 @@ def newest_checkpoint(run_folder: str | Path, report: Callable[[str], None] = pr
         CheckpointError: there are checkpoints and every one is damaged.
     """
     run_folder = Path(run_folder)
-    found = [path for path in run_folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    for folder in sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True):
+    found = checkpoint_folders(run_folder)
+    for folder in found:
         try:
             return open_checkpoint(folder)
         except CheckpointError as error:
@@ -178,6 +178,20 @@ def remove_leftovers(run_folder: Path) -> None:
     for path in run_folder.glob(".checkpoint-*"):
         if _LEFTOVER.match(path.name):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def keep_newest(run_folder: Path, limit: int) -> None:
+    """Delete all but the newest ``limit`` checkpoints; each vanishes at once, or becomes a leftover."""
+    for folder in checkpoint_folders(run_folder)[limit:]:
+        leftover = run_folder / f".{folder.name}.tmp"
+        os.rename(folder, leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def checkpoint_folders(run_folder: Path) -> list[Path]:
+    """Return the checkpoint folders of a run, whole or not, the newest first."""
+    found = [path for path in run_folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)
 
 
 def load_weights(layer, tensors: dict[str, np.ndarray], source: Path | str) -> None:

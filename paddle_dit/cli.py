@@ -61,6 +61,11 @@ def _recipe_flags(argv: Sequence[str], booleans: set[str]) -> list[str]:
             path = Path(flag.split("=", 1)[1])
     if path is None:
         return []
+    return [token for key, value in read_recipe(path).items() for token in _as_flag(path, str(key), value, booleans)]
+
+
+def read_recipe(path: Path) -> dict:
+    """Return the ``key: value`` lines of a YAML (or JSON) file; ConfigError where it holds anything else."""
     import yaml
 
     try:
@@ -71,7 +76,7 @@ def _recipe_flags(argv: Sequence[str], booleans: set[str]) -> list[str]:
         raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(keys, dict):
         raise ConfigError(f"{path} must hold 'key: value' lines, one per flag")
-    return [token for key, value in keys.items() for token in _as_flag(path, str(key), value, booleans)]
+    return keys
 
 
 def _as_flag(path: Path, key: str, value: object, booleans: set[str]) -> list[str]:

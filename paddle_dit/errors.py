@@ -40,12 +40,16 @@ class NonFiniteLossError(PaddleDiTError):
     """A loss that is NaN or infinite, found before it could reach the weights.
 
     Attributes:
+        step: number of the update, from 0.
         positions: places of the samples in the global batch.
     """
 
     def __init__(self, step: int, positions: list[int]):
-        super().__init__(f"the loss is not finite at step {step}")
-        self.positions = positions
+        super().__init__(step, positions)  # so that it can be sent to other ranks
+        self.step, self.positions = step, positions
+
+    def __str__(self) -> str:
+        return f"the loss is not finite at step {self.step}"
 
 
 class ConversionError(PaddleDiTError):

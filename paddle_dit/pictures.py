@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,19 @@ def labelled_grid(images: np.ndarray, captions: Sequence[str], columns: int, cel
         grid.paste(Image.fromarray(image).resize((cell, height), Image.Resampling.LANCZOS), (left, top))
         draw.text((left + cell / 2, top + height + 2), _fit(caption, font, cell), INK, font, anchor="ma")
     return grid
+
+
+def stacked(sections: Mapping[str, Image.Image]) -> Image.Image:
+    """Put pictures below each other, each under its title."""
+    margin, line = 6, 26
+    width = max(image.width for image in sections.values())
+    page = Image.new("RGB", (width, sum(line + image.height for image in sections.values())), BACKGROUND)
+    draw, font, top = ImageDraw.Draw(page), ImageFont.load_default(16), 0
+    for title, image in sections.items():
+        draw.text((margin, top + margin), _fit(title, font, width - 2 * margin), INK, font)
+        page.paste(image, (0, top + line))
+        top += line + image.height
+    return page
 
 
 def _fit(caption: str, font, width: int) -> str:
@@ -91,17 +104,28 @@ def save_images(folder: Path, images: np.ndarray, captions: Sequence[str], recor
 
 
 def loss_curve(log: Path, output: Path) -> None:
-    """Draw the losses written in a run's ``log.jsonl`` to a PNG."""
+    """Draw the losses written in a run's ``log.jsonl`` to a PNG, those on held-out samples too where there are any."""
     from matplotlib.figure import Figure
 
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    steps = [line["step"] for line in lines]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, label in (("loss", "loss (mse + vb)"), ("mse", "mse of the noise")):
-        if name in lines[0]:
-            axes.plot(steps, [line[name] for line in lines], label=label)
+    for name, label in (
+        ("loss", "loss (mse + vb)"),
+        ("mse", "mse of the noise"),
+        ("eval_loss", "held out"),
+        ("eval_loss_ema", "held out, averaged weights"),
+    ):
+        lines = log_lines(log, name)
+        if lines:
+            style = {"marker": "o"} if name.startswith("eval") else {}
+            axes.plot([line["step"] for line in lines], [line[name] for line in lines], label=label, **style)
     axes.set(xlabel="step", ylabel="mean since the last line of the log", yscale="log", title="Training loss")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(output, dpi=130)
+
+
+def log_lines(log: Path, name: str = "loss") -> list[dict]:
+    """Return the lines of a run's ``log.jsonl`` that hold the figure ``name``."""
+    lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if name in line]

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from paddle_dit.errors import ConfigError
-from paddle_dit.pictures import choose_folder, labelled_grid, save_images
+from paddle_dit.pictures import choose_folder, labelled_grid, save_images, stacked
 
 
 def halves(height, width):
@@ -28,6 +28,18 @@ def test_captions_stand_below_the_images():
     line = grid[4 + 32 + 1 :]
     assert grid.shape == (32 + 18 + 8, 72, 3)
     assert (line.max(axis=2) > 150).any()
+
+
+def test_pictures_stand_below_each_other_each_under_its_title():
+    small, large = (labelled_grid(halves(16, 16), [""], columns=1, cell=cell) for cell in (48, 64))
+    page = np.asarray(stacked({"one": small, "a title wider than its picture": large}))
+    line = 26
+    assert page.shape == (2 * line + small.height + large.height, large.width, 3)
+    np.testing.assert_array_equal(page[line : line + small.height, : small.width], small)
+    np.testing.assert_array_equal(page[2 * line + small.height :], large)
+    for top in (0, line + small.height):
+        assert (page[top : top + line].max(axis=2) > 150).any()
+    assert (page[:, -6:].max(axis=2) < 40).all(axis=0).any(), "the long title keeps its margin"
 
 
 def save(folder, count):

@@ -89,23 +89,30 @@ class Attention(nn.Layer):
     def __init__(self, config: DiTConfig):
         super().__init__()
         width = config.hidden_size
-        self.num_heads, self.head_size = config.num_heads, width // config.num_heads
+        self.head_size = width // config.num_heads
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
     def forward(self, x):
         """Map ``[N, T, D]`` to ``[N, T, D]``."""
-        tokens, width = x.shape[1], x.shape[2]
+        return self.proj(self.attend(self.qkv(x)))
+
+    def attend(self, qkv):
+        """Map the queries, keys and values of some heads, ``[N, T, 3 * heads * d]``, to ``[N, T, heads * d]``.
+
+        The number of heads is read off the width: under tensor parallelism a process has a part of them.
+        """
+        tokens, width = qkv.shape[1], qkv.shape[2] // 3
+        heads = width // self.head_size
         if paddle.get_device().startswith("gpu"):
-            parts = self.qkv(x).chunk(3, axis=-1)
-            heads = [part.reshape([-1, tokens, self.num_heads, self.head_size]) for part in parts]
-            out = F.scaled_dot_product_attention(*heads)  # (N, T, heads, d)
+            parts = [part.reshape([-1, tokens, heads, self.head_size]) for part in qkv.chunk(3, axis=-1)]
+            out = F.scaled_dot_product_attention(*parts)  # (N, T, heads, d)
         else:
-            heads = self.qkv(x).reshape([-1, tokens, 3 * self.num_heads, self.head_size]).transpose([0, 2, 1, 3])
-            query, key, value = heads.chunk(3, axis=1)  # (N, heads, T, d)
+            parts = qkv.reshape([-1, tokens, 3 * heads, self.head_size]).transpose([0, 2, 1, 3])
+            query, key, value = parts.chunk(3, axis=1)  # (N, heads, T, d)
             scores = paddle.matmul(query * self.head_size**-0.5, key, transpose_y=True)
             out = paddle.matmul(F.softmax(scores, axis=-1), value).transpose([0, 2, 1, 3])
-        return self.proj(out.reshape([-1, tokens, width]))
+        return out.reshape([-1, tokens, width])
 
 
 class Mlp(nn.Layer):

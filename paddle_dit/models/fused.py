@@ -50,11 +50,15 @@ class _Linear(PyLayer):
 
 
 def modulated_norm(x, shift, scale, epsilon: float):
-    """Return ``layer_norm(x) * (1 + scale) + shift`` for ``x [N, T, D]``, ``shift`` and ``scale [N, D]``."""
+    """Return ``layer_norm(x) * (1 + scale) + shift`` for ``x [N, T, D]``, ``shift`` and ``scale [N, D]``.
+
+    The sums are float32 also where the inputs are half: ``1 + scale`` in bfloat16 would drop scales below 0.004.
+    """
     if _by_hand(x, shift, scale):
         return _ModulatedNorm.apply(x, shift, scale, epsilon)
-    normed = F.layer_norm(x, x.shape[-1], epsilon=epsilon)
-    return normed * (1 + scale).unsqueeze(1).expand_as(x) + shift.unsqueeze(1).expand_as(x)
+    normed, gain = _wide(F.layer_norm(x, x.shape[-1], epsilon=epsilon)), 1 + _wide(scale)
+    out = normed * gain.unsqueeze(1).expand_as(x) + _wide(shift).unsqueeze(1).expand_as(x)
+    return out if out.dtype == x.dtype else out.astype(x.dtype)
 
 
 class _ModulatedNorm(PyLayer):
@@ -95,6 +99,10 @@ class _AddGated(PyLayer):
     def backward(ctx, grad):
         branch, gate = ctx.saved_tensor()
         return grad, grad * _to_tokens(gate.unsqueeze(1), grad), _sum_tokens(grad * branch)
+
+
+def _wide(x):
+    return x if x.dtype == paddle.float32 else x.astype("float32")
 
 
 def _sum_tokens(x):

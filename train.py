@@ -11,6 +11,7 @@ from paddle_dit import runtime
 from paddle_dit.cli import parse
 from paddle_dit.errors import entry_point
 from paddle_dit.training.plan import make_plan
+from paddle_dit.training.plan_report import describe
 from paddle_dit.training.recipe import TrainRecipe
 
 
@@ -20,13 +21,13 @@ def main() -> None:
     recipe = parse(TrainRecipe, description=__doc__)
     plan = make_plan(recipe)
     if recipe.dry_run:
-        print(plan.describe())
+        print(describe(plan))
         return
     runtime.prepare()
-    from paddle_dit.training.loop import TrainingRun
-    from paddle_dit.training.ranks import Ranks
+    from paddle_dit.training.loop import train
+    from paddle_dit.training.session import start_session
 
-    TrainingRun(plan, Ranks.join()).train()
+    train(start_session(plan))
 
 
 if __name__ == "__main__":

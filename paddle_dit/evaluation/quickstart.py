@@ -1,6 +1,5 @@
 """The quickstart's five stages, each through the same commands and functions that a user has."""
 
-import json
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from paddle_dit.evaluation.digits import Verdict, judge
 from paddle_dit.files import write_json
 from paddle_dit.generation import SamplingOptions, draw_images, load_generator
 from paddle_dit.models.vae import encode, load_vae
-from paddle_dit.pictures import labelled_grid, loss_curve
+from paddle_dit.pictures import labelled_grid, log_lines, loss_curve
 from paddle_dit.training.monitor import LOG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +44,7 @@ class Quickstart:
         self.output = _shortest(self.output)
         self.processes = self.processes or _default_processes()
         with self._stage("total", ""):
-            with self._stage("encode", "[1/5] encode the 1,497 training digits"):
+            with self._stage("encode", "[1/5] encode the digits, 1,497 to train on and 300 held out"):
                 self.encode()
             with self._stage("train", f"[2/5] train on {self.processes} processes"):
                 self.train()
@@ -66,33 +65,17 @@ class Quickstart:
         self.seconds[name] = round(time.perf_counter() - started, 1)
 
     def encode(self) -> None:
-        """Write the training digits as a packed store of latents."""
+        """Write the training digits, and the held-out ones, as packed stores of latents."""
         vae = load_vae(str(DIGITS_VAE_FOLDER))
-        images, labels = load_digits("train")
-        latents = encode(vae, enlarge(images, IMAGE_SIZE))
-        identity = {
-            "name": str(DIGITS_VAE_FOLDER.relative_to(ROOT)),
-            "scaling_factor": float(vae.config.scaling_factor),
-            "image_size": IMAGE_SIZE,
-        }
-        with StoreWriter(
-            self.output / "latents",
-            sample_shape=latents.shape[1:],
-            dtype="float32",
-            num_classes=len(DIGIT_NAMES),
-            label_names=DIGIT_NAMES,
-            vae=identity,
-            source="the embedded handwritten digits, training split",
-            overwrite=True,
-        ) as store:
-            store.append(latents, labels)
-        print(f"{len(labels):,} latents {list(latents.shape[1:])}, deviation {latents.std():.2f}")
+        for split, name in (("train", "latents"), ("heldout", "heldout")):
+            write_digits(self.output / name, split, vae)
 
     def train(self) -> None:
         """Train with the launcher, as a user would."""
         command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(self.processes)]
         command += ["--log_dir", str(self.output / "launch_log"), str(ROOT / "train.py")]
         command += ["-c", str(ROOT / "configs" / "train-digits.yaml"), "--feature-path", str(self.output / "latents")]
+        command += ["--eval-path", str(self.output / "heldout")]
         command += ["--output-dir", str(self.output / "run"), "--global-seed", str(self.seed), "--no-resume"]
         if self.max_steps is not None:
             command += ["--max-steps", str(self.max_steps)]
@@ -133,7 +116,7 @@ class Quickstart:
 
     def report(self, verdict: Verdict) -> None:
         """Write ``report.json`` and print the verdict."""
-        log = [json.loads(line) for line in (self.output / "run" / LOG).read_text(encoding="utf-8").splitlines()]
+        log = log_lines(self.output / "run" / LOG)
         rate = float(np.median([line["images_per_second"] for line in log]))
         values = {
             **asdict(verdict),
@@ -152,6 +135,29 @@ class Quickstart:
         return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items() if name != "total")
 
 
+def write_digits(folder: Path, split: str, vae) -> None:
+    """Write one split of the digits as a packed store of latents."""
+    images, labels = load_digits(split)
+    latents = encode(vae, enlarge(images, IMAGE_SIZE))
+    identity = {
+        "name": str(DIGITS_VAE_FOLDER.relative_to(ROOT)),
+        "scaling_factor": float(vae.config.scaling_factor),
+        "image_size": IMAGE_SIZE,
+    }
+    with StoreWriter(
+        folder,
+        sample_shape=latents.shape[1:],
+        dtype="float32",
+        num_classes=len(DIGIT_NAMES),
+        label_names=DIGIT_NAMES,
+        vae=identity,
+        source=f"the embedded handwritten digits, split '{split}'",
+        overwrite=True,
+    ) as store:
+        store.append(latents, labels)
+    print(f"{len(labels):,} latents {list(latents.shape[1:])}, deviation {latents.std():.2f}")
+
+
 _VERDICT = """
 Verdict
   {verdict.generated_accuracy:.1%} of {verdict.num_samples} generated digits are labelled as asked by a classifier\
@@ -166,7 +172,7 @@ Verdict
   {output}/loss.png       the loss while training
   {output}/report.json    these figures
   {output}/pipeline       DiTPipeline.from_pretrained("{output}/pipeline")
-  {output}/run            checkpoints, log.jsonl, VisualDL
+  {output}/run            checkpoints, log.jsonl, VisualDL, samples drawn while training
 
 Try next
   python scripts/sample.py --model {output}/pipeline --class-labels three seven 8 --guidance-scale 1.5\

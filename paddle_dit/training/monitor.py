@@ -2,9 +2,9 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from paddle_dit.files import replace_file
@@ -19,13 +19,11 @@ class Monitor:
         folder: the run's output folder; ``log.jsonl`` and ``visualdl/`` go there.
         total_steps: length of the run.
         start_step: updates already made; later lines of an earlier attempt are dropped from the log.
-        batch_size: samples per update, for images per second.
         enabled: whether this is the main rank.
     """
 
-    def __init__(self, folder: Path, total_steps: int, start_step: int, batch_size: int, enabled: bool = True):
-        self.enabled, self.batch_size = enabled, batch_size
-        self.restart_clock()
+    def __init__(self, folder: Path, total_steps: int, start_step: int, enabled: bool = True):
+        self.enabled = enabled
         if not enabled:
             return
         from visualdl import LogWriter
@@ -46,29 +44,30 @@ class Monitor:
 
     def advance(self) -> None:
         """Count one update."""
-        self._window_steps += 1
         if self.enabled:
             self._bar.update()
 
-    def restart_clock(self) -> None:
-        """Begin a new window of steps; called after a checkpoint too, so that saving does not count as training."""
-        self._window_start, self._window_steps = time.perf_counter(), 0
+    def record(self, step: int, values: dict[str, float], group: str = "train") -> None:
+        """Write the figures of ``step`` everywhere: a line in the log, a scalar ``<group>/<name>`` each.
 
-    def images_per_second(self) -> float:
-        """Return the rate over all ranks since the window began."""
-        return self._window_steps * self.batch_size / max(time.perf_counter() - self._window_start, 1e-9)
-
-    def record(self, step: int, values: dict[str, float]) -> None:
-        """Write the figures of ``step`` everywhere."""
-        self.restart_clock()
+        Names in a line of a group other than "train" begin with the group's, so that a reader can tell them apart.
+        """
         if not self.enabled:
             return
-        self._log.write(json.dumps({"step": step, **values}) + "\n")
+        prefix = "" if group == "train" else f"{group}_"
+        self._log.write(
+            json.dumps({"step": step, **{f"{prefix}{name}": value for name, value in values.items()}}) + "\n"
+        )
         self._log.flush()
         for name, value in values.items():
-            self._scalars.add_scalar(tag=f"train/{name}", value=value, step=step)
-        shown = {"loss": f"{values['loss']:.4f}", "images/s": f"{values['images_per_second']:.0f}"}
-        self._bar.set_postfix(shown, refresh=False)
+            self._scalars.add_scalar(tag=f"{group}/{name}", value=value, step=step)
+        if group == "train":
+            self._bar.set_postfix_str(_in_short(values), refresh=False)
+
+    def add_image(self, tag: str, image: np.ndarray, step: int) -> None:
+        """Show an image, uint8 ``[H, W, 3]``, in VisualDL."""
+        if self.enabled:
+            self._scalars.add_image(tag=tag, img=image, step=step)
 
     def __enter__(self) -> "Monitor":
         return self
@@ -79,6 +78,14 @@ class Monitor:
             self._bar.close()
             self._scalars.close()
             self._log.close()
+
+
+def _in_short(values: dict[str, float]) -> str:
+    """Return the figures that fit beside a progress bar."""
+    shown = [f"loss {values['loss']:.4f}", f"{values['images_per_second']:.0f} images/s"]
+    shown += [f"{values['tflops_per_card']:.3g} TFLOP/s", f"wait {values['data_wait']:.0%}"]
+    shown += [f"MFU {values['mfu']:.0%}"] if "mfu" in values else []
+    return ", ".join([*shown, f"{values['peak_memory_mib']:,.0f} MiB of tensors"])
 
 
 def _forget_later_lines(log: Path, start_step: int) -> None:

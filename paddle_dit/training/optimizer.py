@@ -4,10 +4,13 @@ Paddle names optimizer state after generated parameter names ("linear_37.w_0_mom
 construction. Checkpoints use the model's own: "blocks.0.attn.qkv.weight/moment1_0".
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import paddle
 
 from paddle_dit.errors import CheckpointError
+from paddle_dit.training.precision import MASTER, Precision
 from paddle_dit.training.recipe import TrainRecipe
 
 
@@ -20,18 +23,38 @@ def build_optimizer(recipe: TrainRecipe, model) -> paddle.optimizer.AdamW:
         epsilon=1e-8,
         weight_decay=recipe.weight_decay,
         parameters=model.parameters(),
+        multi_precision=Precision.of(recipe).has_master_weights,
         grad_clip=paddle.nn.ClipGradByGlobalNorm(recipe.max_grad_norm) if recipe.max_grad_norm > 0 else None,
     )
 
 
-def optimizer_tensors(optimizer, model) -> dict[str, np.ndarray]:
-    """Return the optimizer's state as ``"<parameter>/<slot>" -> array``."""
+def master_weights(optimizer) -> dict[str, paddle.Tensor]:
+    """Return generated parameter name -> float32 weights; empty where the model's own are float32."""
+    return optimizer._master_weights if optimizer._multi_precision else {}
+
+
+def full_precision_weights(model, optimizer) -> dict[str, paddle.Tensor]:
+    """Return structured name -> float32 weights: the master weights where there are any."""
+    masters = master_weights(optimizer)
+    return {name: masters.get(weight.name, weight) for name, weight in model.named_parameters()}
+
+
+def optimizer_tensors(
+    optimizer, model, full: Callable[[str, paddle.Tensor], np.ndarray] = lambda name, tensor: tensor.numpy()
+) -> dict[str, np.ndarray]:
+    """Return the optimizer's state as ``"<parameter>/<slot>" -> array``; ``full`` makes whole arrays of tensors."""
     names = {parameter.name: name for name, parameter in model.named_parameters()}
     tensors = {}
     for key, value in optimizer.state_dict().items():
+        if isinstance(
+            value, dict
+        ):  # master weights, which a checkpoint has as the model's; or a scheduler, which needs none
+            continue
         owner = max((own for own in names if key.startswith(f"{own}_")), key=len, default=None)
         if owner is not None:
-            tensors[f"{names[owner]}/{key[len(owner) + 1 :]}"] = value.numpy()
+            slot = key[len(owner) + 1 :].removeprefix(f"{MASTER}_")  # the same with and without master weights
+            key = f"{names[owner]}/{slot}"
+            tensors[key] = full(key, value)
     return tensors
 
 
@@ -41,7 +64,8 @@ def restore_optimizer(optimizer, model, tensors: dict[str, np.ndarray]) -> None:
     Raises:
         CheckpointError: state of a parameter that the model does not have.
     """
-    own = {name: parameter.name for name, parameter in model.named_parameters()}
+    suffix = f"_{MASTER}" if optimizer._multi_precision else ""
+    own = {name: f"{parameter.name}{suffix}" for name, parameter in model.named_parameters()}
     state = {}
     for key, value in tensors.items():
         name, _, slot = key.rpartition("/")

@@ -5,9 +5,12 @@ import json
 import os
 from dataclasses import dataclass
 
+import numpy as np
+
 from paddle_dit.config import DiTConfig, ModelInfo
 from paddle_dit.data.order import SampleOrder
 from paddle_dit.data.source import LatentSource, image_size_of, open_source
+from paddle_dit.data.subset import Subset, hold_out, spread
 from paddle_dit.errors import ConfigError, DataError
 from paddle_dit.files import check_writable
 from paddle_dit.training.recipe import TrainRecipe
@@ -25,6 +28,8 @@ class Plan:
         order: which samples each step takes.
         info: the model to build, with the names and the VAE that belong to it.
         total_steps: updates of the whole run.
+        ranks: processes that it runs on, or is planned for.
+        validation: held-out latents, or None.
     """
 
     recipe: TrainRecipe
@@ -32,6 +37,8 @@ class Plan:
     order: SampleOrder
     info: ModelInfo
     total_steps: int
+    ranks: int = 1
+    validation: LatentSource | None = None
 
     @property
     def identity(self) -> dict:
@@ -44,36 +51,58 @@ class Plan:
         }
         return json.loads(json.dumps(values))  # as a checkpoint gives it back
 
-    def describe(self) -> str:
-        """Return the resolved recipe and its costs, for ``--dry-run``."""
-        config = self.info.config
-        rows = {
-            **{key: value for key, value in self.recipe.to_dict().items() if key not in ("config", "dry_run")},
-            "latents": f"{len(self.source):,} x {list(self.source.sample_shape)}",
-            **{name: value for name, value in config.to_dict().items() if name != "in_channels"},
-            "parameters": f"{config.num_parameters():,}",
-            "multiply-adds per forward": f"{config.multiply_adds() / 1e9:.4g} G per sample",
-            "training cost": f"{6 * config.multiply_adds() / 1e9:.4g} GFLOP per sample",
-            "steps per epoch": f"{self.order.steps_per_epoch:,}",
-            "total steps": f"{self.total_steps:,}",
-        }
-        width = max(map(len, rows))
-        return "\n".join(f"{key:<{width}}  {value}" for key, value in rows.items())
+    def sample_names(self, indices: np.ndarray) -> str:
+        """Return the numbers, in the folder of latents, of the first few samples of ``source[indices]``."""
+        own = self.source.indices[indices] if isinstance(self.source, Subset) else indices
+        return ", ".join(map(str, own[:8]))
 
 
 def make_plan(recipe: TrainRecipe) -> Plan:
     """Check a recipe against its data and the number of ranks.
 
+    A dry run needs no data: where the folder is missing, ImageNet's latents are assumed.
+
     Raises:
         ConfigError, DataError: anything that would stop the run later; nothing has been written.
     """
     recipe.check()
-    recipe.share_of_batch(int(os.environ.get("PADDLE_TRAINERS_NUM", "1")))
-    check_writable(recipe.output_dir, "--output-dir")
+    launched = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+    ranks = (recipe.cards if recipe.dry_run else None) or launched
+    recipe.share_of_batch(ranks)
+    if not recipe.dry_run:
+        check_writable(recipe.output_dir, "--output-dir")
     source, config = _open_and_fit(recipe)
+    source, validation = _hold_out(recipe, source)
     order = SampleOrder(len(source), recipe.global_batch_size, recipe.global_seed)
     info = ModelInfo(config, source.label_names if config.num_classes else None, source.vae)
-    return Plan(recipe, source, order, info, recipe.total_steps(order.steps_per_epoch))
+    return Plan(recipe, source, order, info, recipe.total_steps(order.steps_per_epoch), ranks, validation)
+
+
+def _hold_out(recipe: TrainRecipe, source: LatentSource) -> tuple[LatentSource, LatentSource | None]:
+    """Return what to train on and what to evaluate on, if anything."""
+    if recipe.eval_steps < 0 or isinstance(source, ImageNetLatents):
+        return source, None
+    if recipe.eval_path is None:
+        return hold_out(source, recipe.eval_samples)
+    other = open_source(recipe.eval_path, num_classes=source.num_classes, sample_shape=source.sample_shape)
+    return source, spread(other, recipe.eval_samples)
+
+
+class ImageNetLatents:
+    """Stands for data that a dry run has not got: as many latents as ImageNet's training images."""
+
+    kind, vae, labels, label_names, fingerprint = "latents", None, None, None, ""
+
+    def __init__(self, image_size: int, num_classes: int):
+        self.sample_shape, self.num_classes = (4, image_size // 8, image_size // 8), num_classes
+
+    def __len__(self) -> int:
+        """Return the number of ImageNet's training images."""
+        return 1_281_167
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Refuse: there are none."""
+        raise DataError("these latents are only assumed")
 
 
 def _open_and_fit(recipe: TrainRecipe) -> tuple[LatentSource, DiTConfig]:
@@ -83,7 +112,12 @@ def _open_and_fit(recipe: TrainRecipe) -> tuple[LatentSource, DiTConfig]:
     if asked is None and not recipe.is_preset:
         asked = config.num_classes
     shape = None if recipe.is_preset else config.sample_shape
-    source = open_source(recipe.feature_path, num_classes=asked or None, sample_shape=shape)
+    if recipe.dry_run and not recipe.feature_path.exists():
+        source: LatentSource = ImageNetLatents(
+            recipe.image_size or 8 * config.height_width[0], asked or IMAGENET_CLASSES
+        )
+    else:
+        source = open_source(recipe.feature_path, num_classes=asked or None, sample_shape=shape)
     if source.kind != "latents":
         raise DataError(
             f"{recipe.feature_path} holds {source.kind}; training takes latents: make the store with latents"

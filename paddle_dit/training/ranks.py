@@ -9,45 +9,51 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 
-from paddle_dit.errors import PaddleDiTError
+from paddle_dit.errors import NonFiniteLossError, PaddleDiTError
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Place of a process among the processes of a run. Every method is a no-op for a single process."""
+    """Place of a process among the processes of a run. Every method is a no-op for a single process.
+
+    Attributes:
+        rank: of this process.
+        world_size: number of processes.
+        model_degree: neighbouring ranks that hold one model together (tensor parallelism) and see the same samples.
+    """
 
     rank: int = 0
     world_size: int = 1
+    model_degree: int = 1
 
     @classmethod
-    def join(cls) -> "Ranks":
+    def join(cls, model_degree: int = 1) -> "Ranks":
         """Join the process group that ``paddle.distributed.launch`` set up, if it started us."""
         if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) == 1:
             return cls()
         dist.init_parallel_env()
-        return cls(dist.get_rank(), dist.get_world_size())
+        return cls(dist.get_rank(), dist.get_world_size(), model_degree)
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of every global batch this rank takes."""
+        return self.rank // self.model_degree
+
+    @property
+    def data_ranks(self) -> int:
+        """Number of shares of a global batch."""
+        return self.world_size // self.model_degree
 
     @property
     def is_main(self) -> bool:
         """Whether this is the rank that writes."""
         return self.rank == 0
 
-    def copy_from_main(self, tensors: Iterable[paddle.Tensor]) -> None:
-        """Overwrite tensors by those of rank 0."""
+    def copy_from(self, tensors: Iterable[paddle.Tensor], source: int = 0) -> None:
+        """Overwrite tensors by those of rank ``source``."""
         if self.world_size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
-
-    def average_gradients(self, parameters: list) -> None:
-        """Average gradients over the ranks, in a few large messages.
-
-        Called once per update, after the last backward: unlike ``DataParallel``'s hooks this works with recomputation
-        and costs accumulation nothing.
-        """
-        if self.world_size > 1:
-            from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
-
-            fused_allreduce_gradients(parameters, None)
+                dist.broadcast(tensor, src=source)
 
     def mean(self, values: Iterable[float]) -> np.ndarray:
         """Return the mean of each value over the ranks, float64."""
@@ -82,9 +88,17 @@ class Ranks:
             failed = paddle.to_tensor(0.0 if error is None else 1.0)
             dist.all_reduce(failed)
             if float(failed) > 0:
-                messages: list[str] = []
-                dist.all_gather_object(messages, "" if error is None else str(error))
-                rank = next(rank for rank, message in enumerate(messages) if message)
-                raise PaddleDiTError(f"rank {rank}: {messages[rank]}") from error
+                errors: list[PaddleDiTError | None] = []
+                dist.all_gather_object(errors, error)
+                raise _first_of(errors) from error
         if error is not None:
             raise error
+
+
+def _first_of(errors: list[PaddleDiTError | None]) -> PaddleDiTError:
+    """Return what all ranks raise; losses that are not finite may be skipped, so they stay what they are."""
+    found = [(rank, error) for rank, error in enumerate(errors) if error is not None]
+    if all(isinstance(error, NonFiniteLossError) for _, error in found):
+        return NonFiniteLossError(found[0][1].step, sorted({place for _, error in found for place in error.positions}))
+    rank, first = next((rank, error) for rank, error in found if not isinstance(error, NonFiniteLossError))
+    return PaddleDiTError(f"rank {rank}: {first}")

@@ -11,6 +11,22 @@ from paddle_dit.config import PRESETS, DiTConfig
 from paddle_dit.errors import ConfigError, nearest
 from paddle_dit.randomness import MAX_SEED
 
+Dtype = Literal["fp32", "bf16", "fp16"]
+AmpLevel = Literal["O1", "O2"]
+Sharding = Literal["none", "stage1", "stage2", "stage3"]
+PLANNING = ("dry_run", "cards", "gpu", "assume_mfu", "assume_tflops")  # options of the dry run alone
+_POSITIVE = (
+    "global_batch_size",
+    "accumulation",
+    "epochs",
+    "log_every",
+    "ckpt_every",
+    "eval_samples",
+    "num_inference_steps",
+    "tensor_parallel_degree",
+)
+_NOT_NEGATIVE = ("warmup_steps", "num_workers", "recompute", "global_seed", "num_classes", "max_skipped_steps")
+
 
 @dataclass
 class TrainRecipe:
@@ -37,7 +53,7 @@ class TrainRecipe:
     """Samples per update, over all ranks."""
     accumulation: int = 1
     """Micro-batches that each rank's share is cut into."""
-    epochs: int = 1400
+    epochs: float = 1400
     """Passes over the data, unless --max-steps ends the run first."""
     max_steps: int | None = None
     """Updates to make; overrides --epochs."""
@@ -55,8 +71,19 @@ class TrainRecipe:
     """Clip the gradient's global norm here; -1 does not clip."""
     ema_decay: float = 0.9999
     """Decay of the averaged weights."""
+    ema_warmup: bool = False
+    """Begin with a smaller decay, (1 + step) / (10 + step), for short runs."""
+    precision: Dtype = "fp32"
+    """fp32, or on a GPU bf16 or fp16 (with dynamic loss scaling)."""
+    amp_level: AmpLevel = "O1"
+    """O1 keeps the weights in float32; O2 narrows them, with float32 master weights."""
     recompute: int = 0
     """Recompute every k-th block in the backward pass instead of keeping its activations; 1 is all, 0 none."""
+    sharding: Sharding = "none"
+    """On GPUs, spread the optimizer's state over the ranks (stage1), the gradients too (stage2), the weights too
+    (stage3): Paddle's group_sharded_parallel."""
+    tensor_parallel_degree: int = 1
+    """Ranks that share every block's matrices; the others hold other samples."""
     global_seed: int = 0
     """Seed of the weights, the order of the data and every random draw."""
     num_workers: int = 4
@@ -65,10 +92,38 @@ class TrainRecipe:
     """Steps between two lines of the log."""
     ckpt_every: int = 50_000
     """Steps between two checkpoints; the last step is always saved."""
+    save_total_limit: int | None = None
+    """Checkpoints to keep, the newest; all by default."""
+    max_skipped_steps: int = 0
+    """Steps that may be skipped because a loss is not finite, before the run stops."""
+    eval_steps: int = -1
+    """Steps between two losses on held-out samples, for the weights and their average; -1 never."""
+    eval_samples: int = 1024
+    """Samples to hold out for that: they are taken out of the training data, unless --eval-path has them."""
+    eval_path: Path | None = None
+    """Held-out latents of their own, in the form of --feature-path."""
+    image_logging_steps: int = 5000
+    """Steps between two sets of preview images, drawn by the averaged weights; -1 never."""
+    num_inference_steps: int = 25
+    """DDIM steps of the previews."""
+    guidance_scales: tuple[float, ...] = (1.0, 4.0)
+    """Guidance of the previews, a row of images each."""
+    vae_name_or_path: Annotated[str | None, arg(aliases=["--vae"])] = None
+    """VAE that decodes the previews: a folder or hub name. Default: the one that the data names."""
     resume: bool = True
     """Continue from the newest whole checkpoint in --output-dir; --no-resume moves what is there aside."""
+    resume_from_checkpoint: Path | None = None
+    """Continue from this checkpoint instead; newer ones in --output-dir are moved aside."""
     dry_run: bool = False
-    """Print the resolved recipe, parameters, multiply-adds and steps per epoch, and stop."""
+    """Print the resolved recipe, its memory and its time, and stop; nothing is written and no data needed."""
+    cards: int | None = None
+    """Of the dry run: ranks to plan for. Default: the ranks that were launched."""
+    gpu: str = "H100"
+    """Of the dry run: the card whose peak is assumed; see its error for the known ones."""
+    assume_mfu: float = 0.4
+    """Of the dry run: share of the card's peak that is reached."""
+    assume_tflops: float | None = None
+    """Of the dry run: TFLOP/s per card, instead of --gpu and --assume-mfu."""
 
     def check(self) -> None:
         """Refuse values that no run could use.
@@ -76,20 +131,30 @@ class TrainRecipe:
         Raises:
             ConfigError: naming the first such value.
         """
-        for name in ("global_batch_size", "accumulation", "epochs", "log_every", "ckpt_every"):
+        for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
-        for name in ("warmup_steps", "num_workers", "recompute", "global_seed", "num_classes"):
+        for name in _NOT_NEGATIVE:
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ConfigError(f"--max-steps must be 1 or more, got {self.max_steps}")
+        for name in ("eval_steps", "image_logging_steps"):
+            if getattr(self, name) != -1 and getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be 1 or more, or -1 for never")
+        for name in ("max_steps", "save_total_limit", "cards"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"--ema-decay must be in [0, 1), got {self.ema_decay}")
         if self.global_seed > MAX_SEED:
             raise ConfigError(f"--global-seed must be {MAX_SEED} or less, got {self.global_seed}")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ConfigError(f"--adam-betas must be in [0, 1), got {self.adam_betas}")
+        if self.sharding != "none" and self.tensor_parallel_degree > 1:
+            raise ConfigError("--sharding and --tensor-parallel-degree cannot be combined; choose one")
+        if self.precision == "fp16" and self.tensor_parallel_degree > 1:
+            raise ConfigError("--precision fp16 cannot be combined with --tensor-parallel-degree; use bf16")
+        if not 0 < self.assume_mfu <= 1:
+            raise ConfigError(f"--assume-mfu must be in (0, 1], got {self.assume_mfu}")
         if not self.learning_rate > 0:
             raise ConfigError(f"--learning-rate must be positive, got {self.learning_rate}")
 
@@ -97,14 +162,21 @@ class TrainRecipe:
         """Return the samples of a global batch that one of ``world_size`` ranks takes.
 
         Raises:
-            ConfigError: the batch does not divide.
+            ConfigError: the batch does not divide, or the ranks do not.
         """
-        if self.global_batch_size % (world_size * self.accumulation):
+        degree = self.tensor_parallel_degree
+        if world_size % degree:
             raise ConfigError(
-                f"--global-batch-size {self.global_batch_size} is not divisible by {world_size} ranks"
-                f" x {self.accumulation} micro-batches; use a multiple of {world_size * self.accumulation}"
+                f"--tensor-parallel-degree {degree} does not divide the {world_size} launched ranks;"
+                f" launch a multiple of {degree} (--nproc_per_node)"
             )
-        return self.global_batch_size // world_size
+        shares = world_size // degree
+        if self.global_batch_size % (shares * self.accumulation):
+            raise ConfigError(
+                f"--global-batch-size {self.global_batch_size} is not divisible by {shares} ranks"
+                f" x {self.accumulation} micro-batches; use a multiple of {shares * self.accumulation}"
+            )
+        return self.global_batch_size // shares
 
     @property
     def is_preset(self) -> bool:
@@ -124,7 +196,7 @@ class TrainRecipe:
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the number of updates of the whole run."""
-        return self.max_steps if self.max_steps is not None else self.epochs * steps_per_epoch
+        return self.max_steps if self.max_steps is not None else int(self.epochs * steps_per_epoch)
 
     def to_dict(self) -> dict:
         """Return plain values for JSON."""
@@ -132,9 +204,12 @@ class TrainRecipe:
 
 
 def learning_rate_at(recipe: TrainRecipe, step: int, total_steps: int) -> float:
-    """Return the learning rate of update ``step`` (from 0): a pure function, so nothing of it needs saving."""
+    """Return the learning rate of update ``step`` (from 0): a pure function, so nothing of it needs saving.
+
+    The warm-up rises from 0 at step 0, as PaddleNLP's schedulers do.
+    """
     if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+        return recipe.learning_rate * step / recipe.warmup_steps
     if recipe.lr_schedule == "constant":
         return recipe.learning_rate
     progress = (step - recipe.warmup_steps) / max(1, total_steps - recipe.warmup_steps)

@@ -11,8 +11,10 @@ from paddle_dit.config import DiTConfig
 from paddle_dit.diffusion.objective import GaussianDiffusion
 from paddle_dit.errors import NonFiniteLossError
 from paddle_dit.randomness import Stream, generator
+from paddle_dit.training.data_parallel import DataParallel
 from paddle_dit.training.ema import ExponentialMovingAverage
-from paddle_dit.training.ranks import Ranks
+from paddle_dit.training.parallel import local
+from paddle_dit.training.precision import LossScaler, Precision
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,14 @@ class TrainingStep:
         objective: gives the losses.
         optimizer: a Paddle optimizer over the model's parameters.
         ema: moved after each update.
-        ranks: whom to average gradients with.
+        parallel: how the ranks work together.
         seed: of the draws.
         accumulation: micro-batches that one rank's share is cut into.
+        precision: what is computed in half precision.
+        scaler: scales the loss and tells of overflows; by default what ``precision`` needs.
+
+    Attributes:
+        overflows: updates left out so far because a scaled gradient overflowed.
     """
 
     def __init__(
@@ -65,12 +72,18 @@ class TrainingStep:
         objective: GaussianDiffusion,
         optimizer: paddle.optimizer.Optimizer,
         ema: ExponentialMovingAverage,
-        ranks: Ranks,
+        parallel: DataParallel,
         seed: int,
         accumulation: int = 1,
+        *,
+        precision: Precision | None = None,
+        scaler: LossScaler | None = None,
     ):
         self.model, self.objective, self.optimizer, self.ema = model, objective, optimizer, ema
-        self.ranks, self.seed, self.accumulation = ranks, seed, accumulation
+        self.parallel, self.seed, self.accumulation = parallel, seed, accumulation
+        self.precision = precision or Precision()
+        self.scaler = scaler or self.precision.loss_scaler()
+        self.forward, self.overflows = model, 0
 
     def backward(self, step: int, latents: np.ndarray, class_labels: np.ndarray, positions: np.ndarray) -> dict:
         """Compute this rank's gradients; nothing is sent and no weight changes.
@@ -90,25 +103,39 @@ class TrainingStep:
         draws = draw(self.seed, step, positions, class_labels, self.model.config, len(self.objective.schedule))
         sums: dict = {}
         for part in np.array_split(np.arange(len(latents)), self.accumulation):
-            losses = self.objective.training_losses(
-                self.model,
-                paddle.to_tensor(latents[part]),
-                paddle.to_tensor(draws.class_labels[part]),
-                paddle.to_tensor(draws.timesteps[part]),
-                paddle.to_tensor(draws.noise[part]),
-            )
+            inputs = latents[part], draws.class_labels[part], draws.timesteps[part], draws.noise[part]
+            losses = self.objective.training_losses(self.predict, *map(self.parallel.batch, inputs))
             means = {name: value.mean() * (len(part) / len(latents)) for name, value in losses.items()}
             if not math.isfinite(float(means["loss"])):
                 self.optimizer.clear_grad()
-                bad = ~np.isfinite(losses["loss"].numpy())
+                bad = ~np.isfinite(local(losses["loss"]).numpy())
                 raise NonFiniteLossError(step, [int(position) for position in positions[part][bad]])
-            means["loss"].backward()
+            (self.scaler.scale(means["loss"]) if self.scaler else means["loss"]).backward()
             sums = {name: sums.get(name, 0.0) + value.detach() for name, value in means.items()}
         return sums
 
-    def update(self) -> None:
-        """Average the gradients over the ranks, step the optimizer, move the averaged weights."""
-        self.ranks.average_gradients(self.model.parameters())
-        self.optimizer.step()
+    def predict(self, x, timesteps, class_labels):
+        """Run the model in the step's precision."""
+        with self.precision.autocast():
+            return self.forward(x, timesteps, class_labels)
+
+    def update(self, step: int) -> bool:
+        """Average the gradients over the ranks, step the optimizer, move the averaged weights.
+
+        Args:
+            step: number of the update, from 0.
+
+        Returns:
+            whether the weights moved: under float16 an overflowing gradient leaves everything as it was.
+        """
+        self.parallel.reduce_gradients(self.model.parameters())
+        moved = True
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            moved = self.scaler.step(self.optimizer)  # the ranks agree, as their gradients are the same by now
         self.optimizer.clear_grad()
-        self.ema.update()
+        if moved:
+            self.ema.update(step, self.parallel.weights(self.model, self.optimizer))
+        self.overflows += not moved
+        return moved

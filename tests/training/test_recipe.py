@@ -41,7 +41,7 @@ def test_the_defaults_are_the_papers_recipe():
 )
 def test_the_learning_rate_rises_then_falls(schedule, expected):
     recipe = TrainRecipe(learning_rate=1.0, lr_schedule=schedule, warmup_steps=10)
-    rates = [learning_rate_at(recipe, step, 110) for step in (4, 10, 60, 110)]
+    rates = [learning_rate_at(recipe, step, 110) for step in (5, 10, 60, 110)]
     assert rates == pytest.approx(expected)
 
 

@@ -7,9 +7,9 @@ import pytest
 from paddle_dit.diffusion.objective import GaussianDiffusion
 from paddle_dit.errors import NonFiniteLossError
 from paddle_dit.models.dit import DiT
+from paddle_dit.training.data_parallel import DataParallel
 from paddle_dit.training.ema import ExponentialMovingAverage
 from paddle_dit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
-from paddle_dit.training.ranks import Ranks
 from paddle_dit.training.recipe import TrainRecipe
 from paddle_dit.training.step import TrainingStep, draw
 
@@ -19,7 +19,7 @@ def make_step(config, accumulation=1, **recipe):
     model = DiT(config)
     optimizer = build_optimizer(TrainRecipe(**recipe), model)
     ema = ExponentialMovingAverage(model, decay=0.9)
-    return TrainingStep(model, GaussianDiffusion(), optimizer, ema, Ranks(), seed=0, accumulation=accumulation)
+    return TrainingStep(model, GaussianDiffusion(), optimizer, ema, DataParallel(), seed=0, accumulation=accumulation)
 
 
 def batch(config, size=8):
@@ -31,7 +31,7 @@ def batch(config, size=8):
 def advance(step, number, latents, labels, positions):
     """Make a whole step."""
     losses = step.backward(number, latents, labels, positions)
-    step.update()
+    step.update(number)
     return losses
 
 

@@ -1,0 +1,228 @@
+"""Images while training: the same noises and classes each time, so that one can watch them become pictures."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+from PIL import Image
+from tqdm import tqdm
+
+from paddle_dit.config import DiTConfig, ModelInfo
+from paddle_dit.diffusion.guidance import can_guide
+from paddle_dit.errors import ConfigError, PaddleDiTError
+from paddle_dit.files import replace_file
+from paddle_dit.generation import Generator, SamplingOptions, generate_latents
+from paddle_dit.models.vae import check_fits, decode, load_vae
+from paddle_dit.pictures import labelled_grid, stacked
+from paddle_dit.training.ranks import Ranks
+
+FOLDER = "samples"
+RECONSTRUCTION = "training-latents.png"
+
+
+@dataclass(frozen=True)
+class PreviewOptions:
+    """What a preview shows.
+
+    Attributes:
+        num_inference_steps: DDIM steps, 1 to 1000.
+        guidance_scales: a row of images for each; 1 is no guidance.
+        num_images: images of each row; they take the classes of :meth:`Generator.default_labels` in turn.
+        seed: of the noises, 0 to 2**56 - 1.
+        vae: folder or hub name of the VAE; by default the one that made the training latents.
+    """
+
+    num_inference_steps: int = 25
+    guidance_scales: tuple[float, ...] = (1.0, 4.0)
+    num_images: int = 8
+    seed: int = 0
+    vae: str | None = None
+
+    def __post_init__(self):
+        self.sampling(1.0)  # checks steps and seed
+        if not self.guidance_scales or not all(1.0 <= scale < math.inf for scale in self.guidance_scales):
+            given = " ".join(map(str, self.guidance_scales)) or "none"
+            raise ConfigError(f"guidance_scales must be numbers of 1 (no guidance) or more, got {given}")
+        if self.num_images < 1:
+            raise ConfigError(f"num_images must be 1 or more, got {self.num_images}")
+
+    def sampling(self, guidance_scale: float, channels: int = 3) -> SamplingOptions:
+        """Return how a row is drawn: by DDIM on the training schedule, guided as in the paper's figures."""
+        return SamplingOptions(
+            "ddim", self.num_inference_steps, guidance_scale, guidance_channels=min(3, channels), seed=self.seed
+        )
+
+
+class SamplingPreview:
+    """Draws the previews of a run: PNGs in ``<folder>/samples``, and VisualDL's images.
+
+    Every rank draws an equal share. Latents are small, so the main rank collects and decodes them: the others need no
+    VAE and go on training at once. Without a VAE the run goes on without previews, after one warning.
+
+    Args:
+        info: the model's configuration, the names of its classes and the VAE that made its latents.
+        options: what to draw.
+        ranks: who draws; the main one decodes and writes.
+        folder: the run's output folder.
+        add_image: ``add_image(tag, image, step)`` takes uint8 ``[H, W, 3]``; called on the main rank alone.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        options: PreviewOptions,
+        ranks: Ranks,
+        folder: Path,
+        add_image: Callable[[str, np.ndarray, int], None],
+    ):
+        self.info, self.options, self.ranks = info, options, ranks
+        self._folder, self._add_image = folder / FOLDER, add_image
+        self._names = Generator(None, None, info)  # labels and names need neither model nor VAE
+        labels = self._names.default_labels()
+        self.class_labels = [labels[index % len(labels)] for index in range(options.num_images)]
+        asked = tuple(dict.fromkeys(map(float, options.guidance_scales)))
+        self.guidance_scales = asked if can_guide(info.config) else (1.0,)
+        self._dropped = [scale for scale in asked if scale not in self.guidance_scales]
+        self._vae = None
+        self._usable: bool | None = None  # unknown until the VAE has been tried
+
+    def draw(self, model, step: int, predict: Callable | None = None) -> None:
+        """Draw, and on the main rank decode, save and show; every rank must call it.
+
+        Args:
+            model: a :class:`~paddle_dit.models.dit.DiT` that carries the weights to draw with. It is in evaluation
+                mode meanwhile; a training model is one again afterwards.
+            step: updates made so far.
+            predict: called as ``predict(x, timesteps, class_labels)`` instead of the model, where that needs more, as
+                with half precision.
+        """
+        if not self._find_vae():
+            return
+        with _evaluating(model):
+            rows = {scale: self.draw_latents(predict or model, scale) for scale in self.guidance_scales}
+        if self.ranks.is_main:
+            grids = {}
+            for scale, latents in rows.items():
+                # "guidance" in the tag would make VisualDL cut the scale off, beside the run's name.
+                grid = self._show(f"samples/cfg {scale}", latents, self.class_labels, step)
+                grids[f"step {step:,}, guidance {scale}"] = grid
+            self._save(f"step-{step:07d}.png", grids)
+
+    def draw_latents(self, predict: Callable, guidance_scale: float) -> np.ndarray:
+        """Return the latents of one row, float32 ``[N, C, h, w]``, on every rank; every rank must call it.
+
+        Args:
+            predict: as for :meth:`draw`.
+            guidance_scale: 1 for a model that cannot be guided.
+        """
+        config, count, shares = self.info.config, len(self.class_labels), self.ranks.data_ranks
+        # Shares are equally long, as collecting wants them: where images run out, the first ones are drawn again.
+        own = (np.arange(-(-count // shares)) * shares + self.ranks.data_rank) % count
+        options = self.options.sampling(guidance_scale, config.in_channels)
+        labels = np.array(self.class_labels)[own]
+        latents = generate_latents(_Predictor(config, predict), labels, options, indices=own)
+        shared = np.stack(_gather(latents, self.ranks)[:: self.ranks.model_degree], axis=1)  # (share, ranks, C, h, w)
+        return shared.reshape(-1, *config.sample_shape)[:count]
+
+    def reconstruct(self, latents: np.ndarray, class_labels: Sequence[int]) -> None:
+        """Show what the VAE makes of training latents, once in a run; every rank must call it.
+
+        Args:
+            latents: float32 ``[N, C, h, w]``, N > 0, as the model is trained on them.
+            class_labels: ``[N]``.
+        """
+        if not self._find_vae() or not self.ranks.is_main or (self._folder / RECONSTRUCTION).exists():
+            return
+        if self.info.config.num_classes == 0:  # the data's labels then mean nothing
+            class_labels = [self.info.config.null_class] * len(latents)
+        grid = self._show("samples/training latents", latents, class_labels, 0)
+        self._save(RECONSTRUCTION, {"training latents, decoded": grid})
+
+    def _find_vae(self) -> bool:
+        """Load the VAE at the first call; return on every rank whether there is one."""
+        if self._usable is None:
+            if self.ranks.is_main:
+                self._vae = self._load_vae()
+            self._usable = bool(self.ranks.from_main(int(self._vae is not None)))
+            if self._usable and self._dropped:
+                self._say("this model cannot be guided: its previews are drawn without guidance alone")
+        return self._usable
+
+    def _load_vae(self):
+        name = self.options.vae or (self.info.vae or {}).get("name")
+        try:
+            if name is None:
+                raise ConfigError("the data does not say which VAE made the latents; give --vae FOLDER")
+            with _same_random_state():  # a VAE draws initial weights before it gets its own
+                vae = load_vae(name)
+            check_fits(vae, self.info.config.in_channels, self.info.vae)
+        except (PaddleDiTError, ImportError) as error:
+            self._say(f"warning: no preview images in this run: {error}")
+            return None
+        return vae
+
+    def _show(self, tag: str, latents: np.ndarray, class_labels: Sequence[int], step: int) -> Image.Image:
+        """Decode latents, add them to VisualDL and return their grid for a file."""
+        # One by one: many large images at once may not fit beside a training model.
+        images = decode(self._vae, latents, batch_size=1)
+        captions = [self._names.name_of(int(label)) for label in class_labels]
+        cell = max(64, images.shape[2])
+        # VisualDL fits an image into a square, where a row of eight would be small.
+        nearly_square = labelled_grid(images, captions, min(4, len(images)), cell)
+        self._add_image(tag, np.array(nearly_square), step)
+        return labelled_grid(images, captions, min(8, len(images)), cell)
+
+    def _save(self, name: str, grids: dict[str, Image.Image]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        picture = stacked(grids)
+        replace_file(self._folder / name, lambda file: picture.save(file, "PNG"))
+
+    def _say(self, line: str) -> None:
+        if self.ranks.is_main:
+            tqdm.write(line, file=sys.stderr)  # above the progress bar
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    """What the samplers need of a model: its configuration, and predictions in the precision of their sums."""
+
+    config: DiTConfig
+    predict: Callable
+
+    def __call__(self, x, timesteps, class_labels):
+        return self.predict(x, timesteps, class_labels).astype("float32")
+
+
+@contextmanager
+def _evaluating(model):
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()
+
+
+@contextmanager
+def _same_random_state():
+    state = paddle.get_rng_state()
+    try:
+        yield
+    finally:
+        paddle.set_rng_state(state)
+
+
+def _gather(array: np.ndarray, ranks: Ranks) -> list[np.ndarray]:
+    """Return the arrays of all ranks, of one shape, on every rank."""
+    if ranks.world_size == 1:
+        return [array]
+    gathered: list[paddle.Tensor] = []
+    dist.all_gather(gathered, paddle.to_tensor(array))
+    return [tensor.numpy() for tensor in gathered]

@@ -1,0 +1,79 @@
+"""How fast a run is: what a window of steps took, waited for and used."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import paddle
+
+from paddle_dit.config import DiTConfig
+from paddle_dit.training.costs import PEAK_TFLOPS, train_flops
+from paddle_dit.training.precision import has_gpu
+
+
+class Throughput:
+    """Clock of the steps since :meth:`restart`.
+
+    Args:
+        config: of the model.
+        global_batch_size: samples per step, over all ranks.
+        cards: number of ranks.
+    """
+
+    def __init__(self, config: DiTConfig, global_batch_size: int, cards: int):
+        self._flops, self._batch, self._cards = train_flops(config), global_batch_size, cards
+        self._peak = _peak_tflops()
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new window; called after saving, evaluating and drawing too, which are no training."""
+        self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
+
+    def advance(self) -> None:
+        """Count one step."""
+        self._steps += 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def figures(self) -> dict[str, float]:
+        """Return the window's figures.
+
+        ``images_per_second`` over all ranks and ``_per_card``; ``tflops_per_card``, of the model alone (6 x its
+        multiply-adds, so recomputation is not counted as work); ``mfu``, its share of a known card's dense
+        half-precision peak; ``data_wait``, the share of the time that this rank waited for data;
+        ``peak_memory_mib``, of this rank's tensors.
+        """
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        rate = self._steps * self._batch / seconds
+        figures = {
+            "images_per_second": rate,
+            "images_per_second_per_card": rate / self._cards,
+            "tflops_per_card": rate / self._cards * self._flops / 1e12,
+            "data_wait": self._waited / seconds,
+            "peak_memory_mib": peak_memory() / 2**20,
+        }
+        if self._peak is not None:
+            figures["mfu"] = figures["tflops_per_card"] / self._peak
+        return figures
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this rank's tensors have taken, on the card or, without one, in main memory.
+
+    That is what the planner counts. A process holds more, on the CPU a good deal more.
+    """
+    if has_gpu():
+        return paddle.device.cuda.max_memory_allocated()
+    return paddle.base.core.host_memory_stat_peak_value("Allocated", 0)
+
+
+def _peak_tflops() -> float | None:
+    if not has_gpu():
+        return None
+    name = paddle.device.cuda.get_device_name()
+    return next((peak for card, peak in PEAK_TFLOPS.items() if card in name), None)

@@ -1,0 +1,40 @@
+"""Train a diffusion transformer with PaddleNLP's Trainer: its flags and callbacks, the same steps as train.py.
+
+    python -u train_image_generation_dit_trainer.py --do_train --output_dir ./image_generation_dit_output_trainer \\
+        --per_device_train_batch_size 16 --max_steps 1000000000 --image_logging_steps 1000 --logging_steps 50 \\
+        --save_steps 5000 --save_total_limit 50 --vae_name_or_path stabilityai/sd-vae-ft-mse
+
+The same command again continues the run from its newest whole checkpoint; --overwrite_output_dir moves what is there
+aside and starts anew. A YAML or JSON recipe may stand first; flags override it. The defaults are the DiT paper's.
+"""
+
+from paddle_dit import runtime
+from paddle_dit.errors import ConfigError, entry_point
+
+
+@entry_point
+def main() -> None:
+    """Parse, check, train."""
+    runtime.prepare()
+    from paddle_dit.training.plan import make_plan
+    from paddle_dit.training.plan_report import describe
+    from paddle_dit.training.session import start_session
+    from paddle_dit.training.trainer import DiTTrainer, parse_arguments
+
+    arguments = parse_arguments(description=__doc__)
+    plan = make_plan(arguments.recipe())
+    if arguments.dry_run:
+        print(describe(plan))
+        return
+    if not arguments.do_train:
+        raise ConfigError("nothing to do: give --do_train, or --dry_run for the plan alone")
+    session = start_session(plan)
+    if session.finished:
+        session.say_finished()
+        return
+    with session:
+        DiTTrainer(arguments, session).train()
+
+
+if __name__ == "__main__":
+    main()

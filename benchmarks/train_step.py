@@ -1,6 +1,6 @@
 """Time one training step (loss, backward, AdamW, EMA) in fp32 on this machine's CPU, beside PyTorch's.
 
-    python benchmarks/train_step.py --models DiT-S/4 DiT-S/2 --peer-python ~/peers/bin/python
+    python benchmarks/train_step.py --models DiT-S/4 DiT-S/2 --peer-python ~/peers/bin/python --variants
 
 Ours is the real TrainingStep; the peer is diffusers' DiTTransformer2DModel (peer_train_step.py). Both processes stay
 alive and take turns, step by step, so that drift of the machine hits both alike. The ratio is the median over the
@@ -23,7 +23,7 @@ from paddle_dit.config import DiTConfig
 from paddle_dit.errors import PaddleDiTError, entry_point
 
 FOLDER = Path(__file__).resolve().parent
-SERVE = "serve"
+SERVE, SHARES = "serve", "shares"
 PAUSE = 0.3  # seconds between turns: idle OpenMP threads spin for 0.2 s and would slow the other's start
 
 
@@ -39,6 +39,8 @@ class Options:
     """Threads of each process."""
     rounds: int = 10
     """Steps timed of each, after two untimed ones."""
+    variants: bool = False
+    """Also train the first model with recomputation, accumulation, two processes and tensor parallelism."""
     peer_python: str = sys.executable
     """Interpreter that has torch and diffusers (requirements/peers.txt)."""
 
@@ -104,33 +106,32 @@ def measure(options: Options, model: str, with_peer: bool) -> None:
         print(f"{row} {worker.mebibytes:>9.0f} {ratio:>8.2f}", flush=True)
 
 
-def serve_ours(name: str, batch_size: int) -> None:
-    """Make steps of the real TrainingStep on demand."""
+def make_ours(name: str, batch_size: int):
+    """Return the real TrainingStep, and a function that makes a step with it."""
     runtime.prepare()
     import numpy as np
-    from peer_train_step import serve
 
     from paddle_dit.diffusion.objective import GaussianDiffusion
     from paddle_dit.models.dit import DiT
+    from paddle_dit.training.data_parallel import DataParallel
     from paddle_dit.training.ema import ExponentialMovingAverage
     from paddle_dit.training.optimizer import build_optimizer
-    from paddle_dit.training.ranks import Ranks
     from paddle_dit.training.recipe import TrainRecipe
     from paddle_dit.training.step import TrainingStep
 
     config = DiTConfig.from_preset(name)
     model = DiT(config)
     optimizer, ema = build_optimizer(TrainRecipe(), model), ExponentialMovingAverage(model)
-    training_step = TrainingStep(model, GaussianDiffusion(), optimizer, ema, Ranks(), seed=0)
+    training_step = TrainingStep(model, GaussianDiffusion(), optimizer, ema, DataParallel(), seed=0)
     latents = np.random.default_rng(0).standard_normal((batch_size, *config.sample_shape), dtype=np.float32)
     labels = np.arange(batch_size) % config.num_classes
 
     def step() -> None:
         losses = training_step.backward(0, latents, labels, np.arange(batch_size))
-        training_step.update()
+        training_step.update(0)
         float(losses["loss"])
 
-    serve(step, sum(weight.size for weight in model.parameters()))
+    return training_step, step
 
 
 @entry_point
@@ -148,10 +149,24 @@ def main() -> None:
         f"batch {options.batch_size}, fp32, {options.threads} threads of {os.cpu_count()} cores, "
         f"{options.rounds} rounds; load average {os.getloadavg()[0]:.1f}"
     )
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    shares = [sys.executable, __file__, SHARES, options.models[0], str(options.batch_size)]
+    subprocess.run(shares, env=environment, check=True)
+    if options.variants:
+        from train_variants import print_variants
+
+        print_variants(options.models[0], options.batch_size, options.threads, rounds=3)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [SERVE]:
-        serve_ours(sys.argv[2], int(sys.argv[3]))
+        from peer_train_step import serve
+
+        training_step, step = make_ours(sys.argv[2], int(sys.argv[3]))
+        serve(step, sum(weight.size for weight in training_step.model.parameters()))
+    elif sys.argv[1:2] == [SHARES]:
+        from train_variants import print_shares
+
+        print_shares(*make_ours(sys.argv[2], int(sys.argv[3])))
     else:
         main()

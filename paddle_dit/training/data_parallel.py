@@ -11,11 +11,11 @@ import paddle
 import paddle.distributed as dist
 
 from paddle_dit.errors import ConfigError
-from paddle_dit.training.optimizer import full_precision_weights
+from paddle_dit.training.optimizer import SLICE, full_precision_weights, master_weights
+from paddle_dit.training.precision import MASTER
 from paddle_dit.training.ranks import Ranks
 
 _LEVELS = {"stage1": "os", "stage2": "os_g", "stage3": "p_g_os"}  # Paddle's names
-_SLICE = "slice@"  # what Paddle puts before the name of a parameter that stage 3 has cut
 
 
 class DataParallel:
@@ -48,6 +48,14 @@ class DataParallel:
     def weights(self, model, optimizer) -> Iterator[tuple[str, paddle.Tensor]]:
         """Yield structured names and float32 weights, as the averages follow them; every rank must iterate."""
         yield from full_precision_weights(model, optimizer).items()
+
+    def carrier(self, parameter) -> paddle.Tensor:
+        """Return the tensor that holds what this rank has of a parameter."""
+        return parameter
+
+    def own_part(self, whole: paddle.Tensor, parameter) -> paddle.Tensor:
+        """Return what this rank holds of a tensor of the parameter's shape."""
+        return whole
 
     def full(self, name: str, tensor: paddle.Tensor) -> np.ndarray:
         """Return a whole array for a checkpoint; every rank must call it."""
@@ -84,25 +92,37 @@ class ShardedDataParallel(DataParallel):
         from paddle.distributed.sharding import group_sharded_parallel
 
         scaler = step.scaler.inner if step.scaler else None
-        state = step.optimizer._accumulators_holder  # restored, and not yet taken over
+        restored, masters = step.optimizer._accumulators_holder, dict(master_weights(step.optimizer))
+        self._parameters = dict(step.model.named_parameters())
         step.forward, step.optimizer, scaler = group_sharded_parallel(
             step.model, step.optimizer, _LEVELS[self.stage], scaler=scaler
         )
         if step.scaler:
             step.scaler.inner = scaler
-        if self.stage == "stage3":
-            step.optimizer.set_state_dict({**state, **self._cut(step.model, state)})
+        # Paddle has made master weights anew, of the half ones, and names the state after other tensors.
+        state = {}
+        for parameter in self._parameters.values():
+            if parameter.name in masters:
+                self._put_back(masters[parameter.name], parameter, step.optimizer._optim._master_weights)
+            for key in [key for key in restored if key.startswith(f"{parameter.name}_")]:
+                prefix = SLICE if _is_cut(parameter) and not masters else ""
+                state[prefix + key.replace(f"_{MASTER}", "")] = self.own_part(restored[key], parameter)
+        step.optimizer.set_state_dict(state)
 
-    def _cut(self, model, state: dict[str, paddle.Tensor]) -> dict[str, paddle.Tensor]:
-        """Return this rank's slices of the optimizer's state of the parameters that have been cut."""
-        cut = {}
-        for parameter in model.parameters():
-            if _is_cut(parameter):
-                for key in [key for key in state if key.startswith(f"{parameter.name}_")]:
-                    whole = state[key].numpy()
-                    part = whole if whole.size == 1 else slice_of(whole, parameter.fw_storage.size, self.ranks.rank)
-                    cut[_SLICE + key] = paddle.to_tensor(part)
-        return cut
+    def _put_back(self, master: paddle.Tensor, parameter, masters: dict[str, paddle.Tensor]) -> None:
+        key = SLICE + parameter.name if _is_cut(parameter) else parameter.name
+        if key in masters:  # of stages 1 and 2, only the rank that updates it
+            paddle.assign(self.own_part(master, parameter), output=masters[key])
+
+    def carrier(self, parameter) -> paddle.Tensor:
+        """Return a cut parameter's slice, and others as they are."""
+        return parameter.fw_storage if _is_cut(parameter) else parameter
+
+    def own_part(self, whole: paddle.Tensor, parameter) -> paddle.Tensor:
+        """Return this rank's slice of what belongs to a cut parameter, and the rest whole."""
+        if not _is_cut(parameter) or whole.size == 1:
+            return whole
+        return paddle.to_tensor(slice_of(whole.numpy(), parameter.fw_storage.size, self.ranks.rank))
 
     def reduce_gradients(self, parameters: list) -> None:
         """Do nothing: Paddle's hooks have reduced them during the backward pass."""
@@ -112,7 +132,7 @@ class ShardedDataParallel(DataParallel):
         masters = optimizer._optim._master_weights
         for name, parameter in model.named_parameters():
             if _is_cut(parameter):
-                part = masters.get(_SLICE + parameter.name, parameter.fw_storage)
+                part = masters.get(SLICE + parameter.name, parameter.fw_storage)
                 yield name, joined(part, parameter.shape, self.ranks)
             elif self.stage == "stage3":
                 yield name, masters.get(parameter.name, parameter)
@@ -123,6 +143,13 @@ class ShardedDataParallel(DataParallel):
                 master = masters[parameter.name] if owner == self.ranks.rank else paddle.empty(parameter.shape)
                 self.ranks.copy_from([master], owner)
                 yield name, master
+
+    def full(self, name: str, tensor: paddle.Tensor) -> np.ndarray:
+        """Return whole weights as they are, and the optimizer's state of a cut parameter joined."""
+        parameter = self._parameters[name.partition("/")[0]]
+        if "/" in name and _is_cut(parameter) and tensor.size > 1:
+            tensor = joined(tensor, parameter.shape, self.ranks)
+        return tensor.numpy()
 
     def merged(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return every rank's arrays on every rank: those of stages 1 and 2 hold different parameters' state."""

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import paddle
 
+from paddle_dit.training.data_parallel import DataParallel
 from paddle_dit.training.parallel import local
 from paddle_dit.training.ranks import Ranks
 
@@ -55,16 +56,23 @@ class ExponentialMovingAverage:
                 _move(local(self.shadow[name]), local(weight), rate)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Let the model carry the averaged weights within the block, and its own again, bit for bit, after it."""
-        own = {name: weight.detach().clone() for name, weight in self._weights.items()}
+    def applied(self, parallel: DataParallel | None = None) -> Iterator[None]:
+        """Let the model carry the averaged weights within the block, and its own again, bit for bit, after it.
+
+        Args:
+            parallel: how the model lies on the ranks.
+        """
+        parallel = parallel or DataParallel()
+        carriers = {name: parallel.carrier(weight) for name, weight in self._weights.items()}
+        own = {name: carrier.detach().clone() for name, carrier in carriers.items()}
         try:
             for name, shadow in self.whole():
-                paddle.assign(shadow.astype(own[name].dtype), output=self._weights[name])
+                part = parallel.own_part(shadow, self._weights[name])
+                paddle.assign(part.astype(own[name].dtype), output=carriers[name])
             yield
         finally:
             for name, value in own.items():
-                paddle.assign(value, output=self._weights[name])
+                paddle.assign(value, output=carriers[name])
 
     def whole(self) -> Iterator[tuple[str, paddle.Tensor]]:
         """Yield every name and its shadow, fetched from the rank that keeps it; all ranks must iterate."""

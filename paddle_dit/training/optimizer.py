@@ -13,6 +13,8 @@ from paddle_dit.errors import CheckpointError
 from paddle_dit.training.precision import MASTER, Precision
 from paddle_dit.training.recipe import TrainRecipe
 
+SLICE = "slice@"  # what Paddle puts before the name of a parameter that it has cut (ZeRO stage 3)
+
 
 def build_optimizer(recipe: TrainRecipe, model) -> paddle.optimizer.AdamW:
     """Return AdamW over the model's parameters; the learning rate is set anew at each step."""
@@ -50,6 +52,7 @@ def optimizer_tensors(
             value, dict
         ):  # master weights, which a checkpoint has as the model's; or a scheduler, which needs none
             continue
+        key = key.removeprefix(SLICE)
         owner = max((own for own in names if key.startswith(f"{own}_")), key=len, default=None)
         if owner is not None:
             slot = key[len(owner) + 1 :].removeprefix(f"{MASTER}_")  # the same with and without master weights

@@ -194,22 +194,22 @@ class Session:
 
     def evaluate(self) -> dict[str, float]:
         """Record and return the losses on held-out samples, of the weights and of their average."""
-        losses = self.validation.losses(self.step.predict)
-        with self.ema.applied():
-            losses |= {f"{name}_ema": value for name, value in self.validation.losses(self.step.predict).items()}
+        with self.throughput.paused():
+            losses = self.validation.losses(self.step.predict)
+            with self.ema.applied(self.parallel):
+                losses |= {f"{name}_ema": value for name, value in self.validation.losses(self.step.predict).items()}
         self.monitor.record(self.updates, losses, group="eval")
-        self.throughput.restart()
         return losses
 
     def draw(self) -> None:
         """Draw the preview images with the averaged weights; the first time, also decode some training latents."""
-        first = np.arange(min(8, len(self.plan.source)))
-        self.preview.reconstruct(*self.plan.source.gather(first))
-        with self.ema.applied():
-            self.preview.draw(self.model, self.updates, self.step.predict)
-        self.throughput.restart()
+        with self.throughput.paused():
+            first = np.arange(min(8, len(self.plan.source)))
+            self.preview.reconstruct(*self.plan.source.gather(first))
+            with self.ema.applied(self.parallel):
+                self.preview.draw(self.model, self.updates, self.step.predict)
 
     def save(self) -> None:
         """Write a checkpoint; every rank returns when it is whole."""
-        save(self)
-        self.throughput.restart()
+        with self.throughput.paused():
+            save(self)

@@ -26,7 +26,7 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Begin a new window; called after saving, evaluating and drawing too, which are no training."""
+        """Begin a new window."""
         self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
     def advance(self) -> None:
@@ -39,6 +39,13 @@ class Throughput:
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the block out: saving, evaluating and drawing are no training."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
 
     def figures(self) -> dict[str, float]:
         """Return the window's figures.

@@ -74,25 +74,42 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run the body on every rank; an error that a user can mend is then raised on all, the first rank's.
+        """Run the body on every rank; an error of one is then raised on all: its own there, its message elsewhere.
 
         Without this, one rank's bad file would leave the others waiting in their next collective call, and its message
         in a log that nobody reads. Also a barrier.
+
+        Raises:
+            PaddleDiTError: another rank failed, or is gone.
         """
         error = None
         try:
             yield
-        except PaddleDiTError as caught:
+        except Exception as caught:
             error = caught
         if self.world_size > 1:
             failed = paddle.to_tensor(0.0 if error is None else 1.0)
-            dist.all_reduce(failed)
+            try:
+                dist.all_reduce(failed)
+            except RuntimeError as lost:  # gloo's connection to it
+                raise PaddleDiTError(
+                    "another rank is gone (killed, or out of memory?); the launcher's log folder may say why, and the"
+                    " same command continues from the newest checkpoint"
+                ) from (error or lost)
             if float(failed) > 0:
                 errors: list[PaddleDiTError | None] = []
-                dist.all_gather_object(errors, error)
-                raise _first_of(errors) from error
+                dist.all_gather_object(errors, _portable(error))
+                if error is None or isinstance(error, PaddleDiTError):
+                    raise _first_of(errors) from error
         if error is not None:
             raise error
+
+
+def _portable(error: Exception | None) -> PaddleDiTError | None:
+    """Return what can be sent to other ranks; a bug's traceback stays in its own rank's log."""
+    if error is None or isinstance(error, PaddleDiTError):
+        return error
+    return PaddleDiTError(f"{type(error).__name__}: {error}; its log has the traceback")
 
 
 def _first_of(errors: list[PaddleDiTError | None]) -> PaddleDiTError:

@@ -19,21 +19,22 @@ def main() -> None:
     from paddle_dit.training.plan import make_plan
     from paddle_dit.training.plan_report import describe
     from paddle_dit.training.session import start_session
-    from paddle_dit.training.trainer import DiTTrainer, parse_arguments
+    from paddle_dit.training.trainer import DiTTrainer, parse_arguments, trainer_flag_names
 
     arguments = parse_arguments(description=__doc__)
-    plan = make_plan(arguments.recipe())
-    if arguments.dry_run:
-        print(describe(plan))
-        return
-    if not arguments.do_train:
-        raise ConfigError("nothing to do: give --do_train, or --dry_run for the plan alone")
-    session = start_session(plan)
-    if session.finished:
-        session.say_finished()
-        return
-    with session:
-        DiTTrainer(arguments, session).train()
+    with trainer_flag_names():
+        plan = make_plan(arguments.recipe())
+        if arguments.dry_run:
+            print(describe(plan))
+            return
+        if not arguments.do_train:
+            raise ConfigError("nothing to do: give --do_train, or --dry_run for the plan alone")
+        session = start_session(plan)
+        if session.finished:
+            session.say_finished()
+            return
+        with session:
+            DiTTrainer(arguments, session).train()
 
 
 if __name__ == "__main__":

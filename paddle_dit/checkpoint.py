@@ -151,7 +151,7 @@ def newest_checkpoint(run_folder: str | Path, report: Callable[[str], None] = pr
     if found:
         raise CheckpointError(
             f"none of the {len(found)} checkpoints in {run_folder} is whole; restore one from a copy,"
-            " or start anew with train.py --no-resume"
+            " or start anew with --no-resume"
         )
     return None
 

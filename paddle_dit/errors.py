@@ -37,11 +37,11 @@ class CheckpointError(PaddleDiTError):
 
 
 class NonFiniteLossError(PaddleDiTError):
-    """A loss that is NaN or infinite, found before it could reach the weights.
+    """A loss, or its gradient, that is NaN or infinite, found before it could reach the weights.
 
     Attributes:
         step: number of the update, from 0.
-        positions: places of the samples in the global batch.
+        positions: places of the samples in the global batch; empty for a gradient, which is of all of them.
     """
 
     def __init__(self, step: int, positions: list[int]):
@@ -49,7 +49,7 @@ class NonFiniteLossError(PaddleDiTError):
         self.step, self.positions = step, positions
 
     def __str__(self) -> str:
-        return f"the loss is not finite at step {self.step}"
+        return f"the {'loss' if self.positions else 'gradient'} is not finite at step {self.step}"
 
 
 class ConversionError(PaddleDiTError):

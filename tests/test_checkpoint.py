@@ -134,3 +134,29 @@ def test_a_save_that_fails_is_told_and_leaves_nothing(save, tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert newest_checkpoint(tmp_path).step == 1
+
+
+def test_only_the_newest_are_kept(save, tmp_path):
+    from paddle_dit.checkpoint import checkpoint_folders, keep_newest
+
+    for step in (9, 10, 2, 100):
+        save(step)
+    (tmp_path / "checkpoint-x").mkdir()
+    keep_newest(tmp_path, 4)
+    assert [path.name for path in checkpoint_folders(tmp_path)] == [f"checkpoint-{step}" for step in (100, 10, 9, 2)]
+    keep_newest(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100", "checkpoint-x"]
+    assert newest_checkpoint(tmp_path).step == 100
+
+
+def test_a_checkpoint_that_is_being_deleted_is_a_leftover_and_no_checkpoint(save, tmp_path, monkeypatch):
+    from paddle_dit import checkpoint
+
+    for step in (1, 2):
+        save(step)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *arguments, **options: None)  # as if killed just then
+    checkpoint.keep_newest(tmp_path, 1)
+    monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".checkpoint-1.tmp", "checkpoint-2"]
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]

@@ -14,11 +14,12 @@ from paddle.autograd import PyLayer
 
 
 def _by_hand(*tensors) -> bool:
-    """Whether the hand-written gradients are of use: training on the CPU, and every input takes part."""
+    """Whether the hand-written gradients are of use: float32 training on the CPU, and every input takes part."""
     return (
         paddle.in_dynamic_mode()
         and paddle.is_grad_enabled()
         and all(not x.stop_gradient and x.place.is_cpu_place() and not x.is_dist() for x in tensors)
+        and all(x.dtype == paddle.float32 for x in tensors)
     )
 
 

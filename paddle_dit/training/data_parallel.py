@@ -49,6 +49,10 @@ class DataParallel:
         """Yield structured names and float32 weights, as the averages follow them; every rank must iterate."""
         yield from full_precision_weights(model, optimizer).items()
 
+    def any_rank(self, fact: bool) -> bool:
+        """Whether a fact about the reduced gradients holds on any rank: here they are the same on all."""
+        return fact
+
     def carrier(self, parameter) -> paddle.Tensor:
         """Return the tensor that holds what this rank has of a parameter."""
         return parameter
@@ -113,6 +117,10 @@ class ShardedDataParallel(DataParallel):
         key = SLICE + parameter.name if _is_cut(parameter) else parameter.name
         if key in masters:  # of stages 1 and 2, only the rank that updates it
             paddle.assign(self.own_part(master, parameter), output=masters[key])
+
+    def any_rank(self, fact: bool) -> bool:
+        """Ask the others: each has other gradients."""
+        return self.ranks.mean([fact])[0] > 0
 
     def carrier(self, parameter) -> paddle.Tensor:
         """Return a cut parameter's slice, and others as they are."""

@@ -137,6 +137,10 @@ class TensorParallel(DataParallel):
     def reduce_gradients(self, parameters: list) -> None:
         """Do nothing: the hooks of :meth:`shard_model` have reduced them during the backward pass."""
 
+    def any_rank(self, fact: bool) -> bool:
+        """Ask the others: each has other gradients."""
+        return self.ranks.mean([fact])[0] > 0
+
     def full(self, name: str, tensor: paddle.Tensor) -> np.ndarray:
         """Return a whole tensor in the layout of a single process, for checkpoints; every process must call it.
 

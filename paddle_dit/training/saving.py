@@ -82,12 +82,13 @@ def open_run(session: "Session") -> None:
     folder = recipe.output_dir
     with ranks.together():
         if ranks.is_main:
+            if recipe.resume and recipe.resume_from_checkpoint is not None:
+                step = open_checkpoint(recipe.resume_from_checkpoint).step
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
             if not recipe.resume:
                 _put_aside(folder)
-            elif recipe.resume_from_checkpoint is not None:
-                step = open_checkpoint(recipe.resume_from_checkpoint).step
+            elif step >= 0:
                 _put_aside(folder, after=step)
             elif (newest := newest_checkpoint(folder)) is not None:
                 step = newest.step

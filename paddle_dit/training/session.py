@@ -158,26 +158,33 @@ class Session:
         return losses
 
     def _skip(self, error: NonFiniteLossError) -> None:
-        samples = self.plan.sample_names(self.plan.order.global_batch(error.step)[error.positions])
+        told = str(error)
+        if error.positions:
+            samples = self.plan.order.global_batch(error.step)[error.positions]
+            told += f", samples {self.plan.sample_names(samples)}"
         self.skipped += 1
         if self.skipped > self.recipe.max_skipped_steps:
             raise PaddleDiTError(
-                f"{error}, samples {samples}; the weights are as before, and earlier checkpoints are whole: lower"
+                f"{told}; the weights are as before, and earlier checkpoints are whole: lower"
                 " --learning-rate, look at these samples, or allow it some times with --max-skipped-steps"
             ) from error
-        self.say(f"{error}, samples {samples}: skipped ({self.skipped} of {self.recipe.max_skipped_steps})")
+        self.say(f"{told}: skipped ({self.skipped} of {self.recipe.max_skipped_steps})")
 
     def update(self, losses: dict | None) -> None:
         """End the step that :meth:`backward` began."""
+        self._learning_rate = float(self.optimizer.get_lr())
         if losses is not None:
-            self.step.update(self.updates)
+            try:
+                self.step.update(self.updates)
+            except NonFiniteLossError as error:
+                self._skip(error)
         self.updates += 1
         self.throughput.advance()
         self.monitor.advance()
 
     def log(self) -> dict[str, float]:
         """Record and return the mean losses since the last call, over all ranks, with rate and memory."""
-        figures = self._mean_losses() | {"learning_rate": float(self.optimizer.get_lr())} | self.throughput.figures()
+        figures = self._mean_losses() | {"learning_rate": self._learning_rate} | self.throughput.figures()
         figures |= {"skipped_steps": self.skipped} if self.recipe.max_skipped_steps else {}
         figures |= {"overflows": self.step.overflows} if self.step.scaler else {}
         self.monitor.record(self.updates, figures)

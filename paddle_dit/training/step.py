@@ -127,10 +127,16 @@ class TrainingStep:
 
         Returns:
             whether the weights moved: under float16 an overflowing gradient leaves everything as it was.
+
+        Raises:
+            NonFiniteLossError: a gradient is NaN or infinite, on all ranks; nothing has changed, and it is cleared.
         """
         self.parallel.reduce_gradients(self.model.parameters())
         moved = True
         if self.scaler is None:
+            if self.parallel.any_rank(not _finite(self.model.parameters())):
+                self.optimizer.clear_grad()
+                raise NonFiniteLossError(step, [])
             self.optimizer.step()
         else:
             moved = self.scaler.step(self.optimizer)  # the ranks agree, as their gradients are the same by now
@@ -139,3 +145,11 @@ class TrainingStep:
             self.ema.update(step, self.parallel.weights(self.model, self.optimizer))
         self.overflows += not moved
         return moved
+
+
+@paddle.no_grad()
+def _finite(parameters) -> bool:
+    """Whether all gradients that this rank holds are: one number of each is read, its sum of squares."""
+    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    squares = [paddle._C_ops.squared_l2_norm(gradient).astype("float32") for gradient in gradients]
+    return not squares or bool(paddle.isfinite(paddle.add_n(squares)))

@@ -83,4 +83,5 @@ def _peak_tflops() -> float | None:
     if not has_gpu():
         return None
     name = paddle.device.cuda.get_device_name()
-    return next((peak for card, peak in PEAK_TFLOPS.items() if card in name), None)
+    known = [card for card in PEAK_TFLOPS if card in name]
+    return PEAK_TFLOPS[max(known, key=len)] if known else None  # an A100's name holds A10 too

@@ -5,8 +5,10 @@ checkpoints in place, keep the optimizer's state under generated names and read 
 """
 
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Optional
@@ -18,7 +20,7 @@ from paddlenlp.trainer.trainer_utils import IntervalStrategy
 from paddlenlp.utils.log import logger
 
 from paddle_dit.cli import read_recipe
-from paddle_dit.errors import ConfigError, nearest
+from paddle_dit.errors import ConfigError, PaddleDiTError, nearest
 from paddle_dit.training.plan import Plan
 from paddle_dit.training.recipe import TrainRecipe
 from paddle_dit.training.session import Session
@@ -72,7 +74,9 @@ class DiTTrainingArguments(TrainingArguments):
         self.zero_stage, self.wants_recompute = self.sharding or "none", self.recompute
         self.fp16 = self.bf16 = self.recompute = False
         self.sharding = ""
-        if self.lr_scheduler_type == "constant" and self.warmup_steps > 0:
+        if self.warmup_steps == 0 and self.max_steps > 0:
+            self.warmup_steps = int(self.warmup_ratio * self.max_steps)
+        if self.lr_scheduler_type == "constant" and (self.warmup_steps > 0 or self.warmup_ratio > 0):
             self.lr_scheduler_type = "constant_with_warmup"  # the Trainer's "constant" would drop the warm-up
         if self.eval_steps and self.evaluation_strategy == "no":
             self.evaluation_strategy = "steps"
@@ -126,7 +130,7 @@ class DiTTrainingArguments(TrainingArguments):
             "num_workers": self.dataloader_num_workers,
             "log_every": self.logging_steps,
             "ckpt_every": self.save_steps,
-            "eval_steps": self.eval_steps if self.do_eval else -1,
+            "eval_steps": (self.eval_steps or 1) if self.do_eval else -1,  # by epochs, settle() will know
             "resume": not self.overwrite_output_dir,
             "resume_from_checkpoint": Path(self.resume_from_checkpoint) if explicit else None,
         }
@@ -136,7 +140,11 @@ class DiTTrainingArguments(TrainingArguments):
         self.max_steps = plan.total_steps
         self.per_device_train_batch_size *= self.gradient_accumulation_steps
         self.gradient_accumulation_steps = 1  # the session cuts a batch into micro-batches itself
-        for strategy, steps in (("logging_strategy", "logging_steps"), ("save_strategy", "save_steps")):
+        for strategy, steps in (
+            ("logging_strategy", "logging_steps"),
+            ("save_strategy", "save_steps"),
+            ("evaluation_strategy", "eval_steps"),
+        ):
             if getattr(self, strategy) == IntervalStrategy.EPOCH:
                 setattr(self, strategy, IntervalStrategy.STEPS)
                 setattr(self, steps, plan.order.steps_per_epoch)
@@ -182,6 +190,32 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str) -> D
     if missing:
         raise ConfigError(f"--report_to {missing[0]}: not installed; install it, or use --report_to visualdl or none")
     return arguments
+
+
+@contextmanager
+def trainer_flag_names() -> Iterator[None]:
+    """Let errors within the block name flags as the Trainer does: the session knows those of ``train.py``."""
+    try:
+        yield
+    except PaddleDiTError as error:
+        text = str(error).replace("--precision ", "--")
+        text = re.sub(r"--[a-z][a-z-]*", lambda flag: _NAMES.get(flag[0], _with_underscores(flag[0])), text)
+        raise PaddleDiTError(text) from error
+
+
+_NAMES = {  # of train.py -> of the Trainer; all others differ in the hyphens alone
+    "--model": "--model_name_or_config",
+    "--global-batch-size": "--per_device_train_batch_size",
+    "--accumulation": "--gradient_accumulation_steps",
+    "--epochs": "--num_train_epochs",
+    "--global-seed": "--seed",
+    "--num-workers": "--dataloader_num_workers",
+    "--log-every": "--logging_steps",
+    "--ckpt-every": "--save_steps",
+    "--adam-betas": "--adam_beta1 and --adam_beta2",
+    "--no-resume": "--overwrite_output_dir",
+    "--vae": "--vae_name_or_path",
+}
 
 
 class _Parser(PdArgumentParser):

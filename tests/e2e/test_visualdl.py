@@ -44,7 +44,9 @@ def log_folder(tmp_path_factory, grids):
     config = DiTConfig(**PRESETS["DiT-Digits/2"])
     info = ModelInfo(config, DIGIT_NAMES, {"name": "data/digits_vae"})
     random, model, folder = np.random.default_rng(0), DiT(config), tmp_path_factory.mktemp("run")
-    others = dict.fromkeys(("images_per_second", "tflops_per_card", "data_wait", "peak_memory_mib"), 1.0)
+    others = dict.fromkeys(
+        ("images_per_second", "images_per_second_per_card", "tflops_per_card", "data_wait", "peak_memory_mib"), 1.0
+    )
     with Monitor(folder, total_steps=2000, start_step=0) as monitor:
 
         def add_image(tag, image, step):

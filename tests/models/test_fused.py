@@ -59,3 +59,21 @@ def test_inference_takes_paddles_operations():
     assert not fused._by_hand(x)  # nothing asks for its gradient
     x.stop_gradient = False
     assert fused._by_hand(x)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_small_scales_of_half_precision_are_not_lost(dtype):
+    random = np.random.default_rng(0)
+    x = paddle.to_tensor(random.standard_normal(SHAPES["x"]).astype(np.float32))
+    shift, scale = (
+        paddle.to_tensor((deviation * random.standard_normal(SHAPES["scale"])).astype(np.float32)).astype(dtype)
+        for deviation in (1.0, 1e-4)
+    )
+    with paddle.no_grad():
+        out = fused.modulated_norm(x, shift, scale, 1e-6)
+        normed = paddle.nn.functional.layer_norm(x, x.shape[-1], epsilon=1e-6).numpy()
+    added = [value.astype("float32").numpy()[:, None] for value in (1 + scale, scale, shift)]
+    rounded, scale, shift = added
+    assert out.dtype == paddle.float32
+    np.testing.assert_allclose(out.numpy(), normed * (1 + scale) + shift, atol=1e-6)
+    assert np.abs(out.numpy() - (normed * rounded + shift)).max() > 1e-5

@@ -43,7 +43,7 @@ def test_one_ranks_failure_is_everyones(case, seen):
 
 
 def test_a_lone_rank_keeps_its_own_error():
-    with pytest.raises(ConfigError, match="^bad$"), Ranks().together():
+    with pytest.raises(ConfigError, match=r"^bad$"), Ranks().together():
         raise ConfigError("bad")
 
 

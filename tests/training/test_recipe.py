@@ -58,3 +58,32 @@ def test_a_batch_must_divide():
     assert TrainRecipe(global_batch_size=16).share_of_batch(8) == 2
     with pytest.raises(ConfigError, match="not divisible by 3 ranks"):
         TrainRecipe(global_batch_size=16).share_of_batch(3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"eval_steps": 0},
+        {"eval_samples": 0},
+        {"image_logging_steps": 0},
+        {"save_total_limit": 0},
+        {"max_skipped_steps": -1},
+        {"tensor_parallel_degree": 0},
+        {"recompute": -1},
+        {"cards": 0},
+        {"assume_mfu": 0.0},
+        {"sharding": "stage1", "tensor_parallel_degree": 2},
+    ],
+)
+def test_what_belongs_to_larger_runs_is_checked_too(change):
+    with pytest.raises(ConfigError, match="--" + next(iter(change)).replace("_", "-")):
+        TrainRecipe(**change).check()
+
+
+def test_ranks_that_share_a_model_share_its_part_of_the_batch():
+    recipe = TrainRecipe(global_batch_size=16, tensor_parallel_degree=2, accumulation=2)
+    assert recipe.share_of_batch(8) == 4
+    with pytest.raises(ConfigError, match="2 does not divide the 3 launched ranks"):
+        recipe.share_of_batch(3)
+    with pytest.raises(ConfigError, match="not divisible by 16 ranks x 2 micro-batches; use a multiple of 32"):
+        recipe.share_of_batch(32)

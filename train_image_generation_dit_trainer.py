@@ -19,7 +19,8 @@ def main() -> None:
     from paddle_dit.training.plan import make_plan
     from paddle_dit.training.plan_report import describe
     from paddle_dit.training.session import start_session
-    from paddle_dit.training.trainer import DiTTrainer, parse_arguments, trainer_flag_names
+    from paddle_dit.training.trainer import DiTTrainer
+    from paddle_dit.training.trainer_arguments import parse_arguments, trainer_flag_names
 
     arguments = parse_arguments(description=__doc__)
     with trainer_flag_names():

@@ -15,6 +15,7 @@ class Stream(IntEnum):
     TRAINING = 0
     GENERATION = 1
     VALIDATION = 2
+    FLIPS = 3
 
 
 MAX_SEED = 2**56 - 1  # the stream takes 8 of the key's 64 bits

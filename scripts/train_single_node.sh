@@ -20,7 +20,7 @@ while getopts ":n:s:h" option; do
 done
 [[ -n "$cards" ]] || cards="$(nvidia-smi -L 2>/dev/null | grep -c GPU || true)"
 [[ "$cards" != 0 ]] || cards=1
-[[ "$script" != *trainer.py ]] || set -- --do_train "$@"
+[[ "$script" != *trainer.py ]] || set -- "$@" --do_train # a recipe stands first
 python="${PADDLE_DIT_VENV:-$root/.venv}/bin/python"
 [[ -x "$python" ]] || python=python
 

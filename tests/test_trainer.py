@@ -243,7 +243,7 @@ def test_both_logs_tell_the_rate_that_each_step_was_made_with(scheduled):
 
 
 def parse(*arguments):
-    from paddle_dit.training.trainer import parse_arguments
+    from paddle_dit.training.trainer_arguments import parse_arguments
 
     return parse_arguments([str(argument) for argument in arguments], description="")
 
@@ -589,7 +589,7 @@ def assert_skipped(folder, told, skipped):
     assert len(lines) == len(skipped)
     for number, (step, line) in enumerate(zip(skipped, lines, strict=True), 1):
         assert f"not finite at step {step - 1}, samples {BAD}: skipped ({number} of {len(skipped)})" in line
-    assert [step for step, loss in log(folder).items() if not np.isfinite(loss)] == skipped
+    assert [step for step, loss in log(folder).items() if loss is None] == skipped
     assert log(folder, "skipped_steps") == {step: sum(bad <= step for bad in skipped) for step in range(1, 9)}
     assert json.loads((folder / "checkpoint-8" / "state.json").read_text())["skipped_steps"] == len(skipped)
     assert all(np.isfinite(value).all() for value in tensors(folder, 8).values())
@@ -714,3 +714,53 @@ def test_a_machine_without_the_others_is_refused(tmp_path, given):
     code, output = finished(shell("train_multi_node.sh", *given, cwd=tmp_path))
     assert code == 2
     assert output == "error: begin with -N NODES -m HOST:PORT; -h explains them\n"
+
+
+def test_reports_go_where_they_are_asked_for(tmp_path):
+    default, none = (
+        parse("--output_dir", tmp_path).recipe(),
+        parse("--report_to", "none", "--disable_tqdm", "true").recipe(),
+    )
+    elsewhere = parse("--logging_dir", tmp_path / "logs").recipe()
+    assert (default.visualdl_folder, default.progress_bar) == (tmp_path / "visualdl", True)
+    assert (none.visualdl_folder, none.progress_bar) == (None, False)
+    assert elsewhere.visualdl_folder == tmp_path / "logs"
+
+
+def test_the_launching_script_takes_a_recipe_first(shared, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model_name_or_config: DiT-Digits/2\nfeature_path: {shared / 'latents'}\nlogging_steps: 1\n")
+    flags = ["--output_dir", tmp_path / "run", "--per_device_train_batch_size", "8", "--max_steps", "1"]
+    command = ["bash", ROOT / "scripts" / "train_single_node.sh", "-n", "1", recipe, *flags]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PADDLE_")}
+    environment = kept | {"PADDLE_DIT_VENV": sys.prefix}
+    result = subprocess.run([*map(str, command)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "run" / "checkpoint-1").is_dir()
+
+
+def test_a_recipe_that_does_not_stand_first_is_refused():
+    with pytest.raises(ConfigError, match="a recipe must stand first"):
+        parse("--max_steps", 3, "recipe.yaml")
+
+
+def test_going_back_to_a_checkpoint_survives_a_restart(call, shared, tmp_path):
+    run = tmp_path / "run"
+    flags = trainers(shared / "latents", run, "--save_steps", 2)
+    assert call(script.main, *flags, "--max_steps", 4)[0] == 0
+    back = [*flags, "--resume_from_checkpoint", run / "checkpoint-2", "--max_steps", 6]
+    assert "continuing after step 2" in call(script.main, *back)[1]
+    assert (run / "previous-1" / "checkpoint-4").is_dir()
+    assert checkpoints(run) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert "continuing after step 6" in call(script.main, *back)[1]
+    assert checkpoints(run) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
+def test_a_damaged_newer_checkpoint_does_not_crowd_out_the_whole_ones(call, shared, tmp_path):
+    run = tmp_path / "run"
+    flags = trainers(shared / "latents", run, "--save_steps", 2, "--save_total_limit", 2)
+    assert call(script.main, *flags, "--max_steps", 6)[0] == 0
+    (run / "checkpoint-6" / "ema.safetensors").write_bytes(b"damaged")
+    assert call(script.main, *flags, "--max_steps", 5)[0] == 0
+    assert checkpoints(run) == ["checkpoint-4", "checkpoint-5"]
+    assert (run / "previous-1" / "checkpoint-6").is_dir()

@@ -13,6 +13,7 @@ import numpy as np
 
 from paddle_dit.data.order import SampleOrder
 from paddle_dit.data.source import LatentSource
+from paddle_dit.randomness import Stream, generator
 
 
 class Batch(NamedTuple):
@@ -34,6 +35,7 @@ class BatchLoader:
         world_size: number of processes.
         start_step: the first step to yield; resuming needs nothing else.
         num_workers: threads that read ahead, two batches each; 0 reads in the caller's thread.
+        flip_seed: where the source has mirrored samples too, decides by (seed, step, position) which one is taken.
 
     An error in a thread is raised by ``next`` at the step it belongs to.
     """
@@ -47,10 +49,11 @@ class BatchLoader:
         world_size: int = 1,
         start_step: int = 0,
         num_workers: int = 0,
+        flip_seed: int | None = None,
     ) -> None:
         self._source, self._order = source, order
         self._rank, self._world_size = rank, world_size
-        self._next_step = start_step
+        self._next_step, self._flip_seed = start_step, flip_seed if source.has_flip else None
         self._depth = 2 * num_workers
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="batch-loader") if num_workers else None
         self._pending: deque = deque()  # (step, positions, future), oldest first
@@ -66,10 +69,10 @@ class BatchLoader:
             raise StopIteration
         if self._pool is None:
             step, indices, positions = self._take_step()
-            return Batch(step, *self._source.gather(indices), positions)
+            return Batch(step, *self._read(step, indices, positions), positions)
         while len(self._pending) < self._depth:
             step, indices, positions = self._take_step()
-            self._pending.append((step, positions, self._pool.submit(self._source.gather, indices)))
+            self._pending.append((step, positions, self._pool.submit(self._read, step, indices, positions)))
         step, positions, future = self._pending.popleft()
         return Batch(step, *future.result(), positions)
 
@@ -87,6 +90,12 @@ class BatchLoader:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+    def _read(self, step: int, indices: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._flip_seed is None:
+            return self._source.gather(indices)
+        flips = [generator(self._flip_seed, Stream.FLIPS, step, position).random() < 0.5 for position in positions]
+        return self._source.gather(indices, np.array(flips))
 
     def _take_step(self) -> tuple[int, np.ndarray, np.ndarray]:
         step = self._next_step

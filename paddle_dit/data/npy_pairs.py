@@ -33,6 +33,7 @@ class NpyPairs:
     """
 
     kind = "latents"
+    has_flip = False
     label_names = None
     labels = None
     vae = None
@@ -58,7 +59,7 @@ class NpyPairs:
         """Return the number of pairs."""
         return len(self._stems)
 
-    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def gather(self, indices: np.ndarray, flipped: None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return float32 latents ``[B,C,h,w]`` and int64 labels ``[B]`` for the integer ``indices [B]``.
 
         Raises:

@@ -19,14 +19,17 @@ class LatentSource(Protocol):
     label_names: dict[int, str] | None
     labels: np.ndarray | None  # int64 [N]; None where knowing them would mean reading every file
     fingerprint: str  # names the data: other samples or labels have another
+    has_flip: bool  # whether the mirrored images' latents are there too
     vae: dict | None  # name, scaling_factor, image_size where known
 
     def __len__(self) -> int:
         """Return the number of samples."""
         ...
 
-    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def gather(self, indices: np.ndarray, flipped: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return float32 samples ``[B,C,h,w]`` and int64 labels ``[B]`` for the integer ``indices [B]``.
+
+        ``flipped``, booleans ``[B]``, takes some from the mirrored images, where ``has_flip``.
 
         Safe to call from several threads. Raises DataError for a damaged, non-finite or wrongly labelled sample.
         """

@@ -16,6 +16,7 @@ class Subset:
     def __init__(self, whole: LatentSource, indices: np.ndarray, name: str):
         self.whole, self.indices = whole, indices
         self.kind, self.sample_shape, self.vae = whole.kind, whole.sample_shape, whole.vae
+        self.has_flip = whole.has_flip
         self.num_classes, self.label_names = whole.num_classes, whole.label_names
         self.labels = None if whole.labels is None else whole.labels[indices]
         self.fingerprint = f"{whole.fingerprint}/{name}"
@@ -24,9 +25,9 @@ class Subset:
         """Return the number of samples."""
         return len(self.indices)
 
-    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def gather(self, indices: np.ndarray, flipped: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return samples and labels as the whole source does."""
-        return self.whole.gather(self.indices[indices])
+        return self.whole.gather(self.indices[indices], flipped)
 
 
 def hold_out(source: LatentSource, count: int) -> tuple[Subset, Subset]:

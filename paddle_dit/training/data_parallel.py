@@ -19,7 +19,13 @@ _LEVELS = {"stage1": "os", "stage2": "os_g", "stage3": "p_g_os"}  # Paddle's nam
 
 
 class DataParallel:
-    """Every rank holds the whole model; gradients are averaged once per update."""
+    """Every rank holds the whole model; gradients are averaged once per update.
+
+    Attributes:
+        backward_is_collective: whether a rank's forward and backward pass wait for other ranks.
+    """
+
+    backward_is_collective = False
 
     def __init__(self, ranks: Ranks | None = None):
         self.ranks = ranks or Ranks()
@@ -49,9 +55,16 @@ class DataParallel:
         """Yield structured names and float32 weights, as the averages follow them; every rank must iterate."""
         yield from full_precision_weights(model, optimizer).items()
 
+    def gradients(self, model) -> list[paddle.Tensor]:
+        """Return the gradients that this rank has."""
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
     def any_rank(self, fact: bool) -> bool:
-        """Whether a fact about the reduced gradients holds on any rank: here they are the same on all."""
-        return fact
+        """Whether something is so on any rank that this one waits for in a backward pass: here there is none.
+
+        The gradients, once reduced, are the same on all.
+        """
+        return bool(self.backward_is_collective and self.ranks.mean([fact])[0] > 0) or fact
 
     def carrier(self, parameter) -> paddle.Tensor:
         """Return the tensor that holds what this rank has of a parameter."""
@@ -62,8 +75,8 @@ class DataParallel:
         return whole
 
     def full(self, name: str, tensor: paddle.Tensor) -> np.ndarray:
-        """Return a whole array for a checkpoint; every rank must call it."""
-        return tensor.numpy()
+        """Return a whole array for a checkpoint, on the main rank, which writes it; every rank must call it."""
+        return tensor.numpy() if self.ranks.is_main else np.empty(0, np.float32)
 
     def arranged(self, name: str, array: np.ndarray) -> np.ndarray:
         """Return a checkpoint's array as ``set_value`` is to be given it."""
@@ -85,6 +98,8 @@ class ShardedDataParallel(DataParallel):
         ConfigError: there is just one rank.
     """
 
+    backward_is_collective = True
+
     def __init__(self, ranks: Ranks, stage: str):
         super().__init__(ranks)
         if ranks.world_size == 1:
@@ -98,14 +113,17 @@ class ShardedDataParallel(DataParallel):
         scaler = step.scaler.inner if step.scaler else None
         restored, masters = step.optimizer._accumulators_holder, dict(master_weights(step.optimizer))
         self._parameters = dict(step.model.named_parameters())
+        if masters:  # or every rank would keep all of them beside those that Paddle makes anew, of the half weights
+            step.optimizer._master_weights = {}
         step.forward, step.optimizer, scaler = group_sharded_parallel(
             step.model, step.optimizer, _LEVELS[self.stage], scaler=scaler
         )
         if step.scaler:
             step.scaler.inner = scaler
-        # Paddle has made master weights anew, of the half ones, and names the state after other tensors.
-        state = {}
+        state = {}  # Paddle names it after other tensors from now on
         for parameter in self._parameters.values():
+            if self.stage != "stage3" and step.optimizer.param2rank[parameter.name] != self.ranks.rank:
+                continue
             if parameter.name in masters:
                 self._put_back(masters[parameter.name], parameter, step.optimizer._optim._master_weights)
             for key in [key for key in restored if key.startswith(f"{parameter.name}_")]:
@@ -115,12 +133,16 @@ class ShardedDataParallel(DataParallel):
 
     def _put_back(self, master: paddle.Tensor, parameter, masters: dict[str, paddle.Tensor]) -> None:
         key = SLICE + parameter.name if _is_cut(parameter) else parameter.name
-        if key in masters:  # of stages 1 and 2, only the rank that updates it
+        if key in masters:
             paddle.assign(self.own_part(master, parameter), output=masters[key])
 
-    def any_rank(self, fact: bool) -> bool:
-        """Ask the others: each has other gradients."""
-        return self.ranks.mean([fact])[0] > 0
+    def gradients(self, model) -> list[paddle.Tensor]:
+        """Return the gradients that this rank has, those of its slices among them."""
+        found = [
+            getattr(parameter, "bw_storage", None) if _is_cut(parameter) else parameter.grad
+            for parameter in model.parameters()
+        ]
+        return [gradient for gradient in found if gradient is not None]
 
     def carrier(self, parameter) -> paddle.Tensor:
         """Return a cut parameter's slice, and others as they are."""

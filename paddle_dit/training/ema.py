@@ -71,8 +71,8 @@ class ExponentialMovingAverage:
                 paddle.assign(part.astype(own[name].dtype), output=carriers[name])
             yield
         finally:
-            for name, value in own.items():
-                paddle.assign(value, output=carriers[name])
+            for name, value in own.items():  # asked anew: ZeRO's forward pass gives a cut weight another tensor
+                paddle.assign(value, output=parallel.carrier(self._weights[name]))
 
     def whole(self) -> Iterator[tuple[str, paddle.Tensor]]:
         """Yield every name and its shadow, fetched from the rank that keeps it; all ranks must iterate."""

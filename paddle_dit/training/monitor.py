@@ -1,6 +1,7 @@
 """What a run says while it trains: the progress bar, ``log.jsonl`` and VisualDL."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -20,9 +21,20 @@ class Monitor:
         total_steps: length of the run.
         start_step: updates already made; later lines of an earlier attempt are dropped from the log.
         enabled: whether this is the main rank.
+        visualdl: folder of VisualDL's files; None writes none.
+        progress_bar: whether to show one.
     """
 
-    def __init__(self, folder: Path, total_steps: int, start_step: int, enabled: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        total_steps: int,
+        start_step: int,
+        enabled: bool = True,
+        *,
+        visualdl: Path | None = None,
+        progress_bar: bool = True,
+    ):
         self.enabled = enabled
         if not enabled:
             return
@@ -31,13 +43,14 @@ class Monitor:
         folder.mkdir(parents=True, exist_ok=True)
         _forget_later_lines(folder / LOG, start_step)
         self._log = (folder / LOG).open("a", encoding="utf-8")
-        self._scalars = LogWriter(logdir=str(folder / "visualdl"))
+        self._visualdl = LogWriter(logdir=str(visualdl)) if visualdl else None
         quiet = not sys.stderr.isatty()
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
             unit="step",
             desc="train",
+            disable=not progress_bar,
             dynamic_ncols=not quiet,
             mininterval=10.0 if quiet else 0.2,
         )
@@ -55,19 +68,18 @@ class Monitor:
         if not self.enabled:
             return
         prefix = "" if group == "train" else f"{group}_"
-        self._log.write(
-            json.dumps({"step": step, **{f"{prefix}{name}": value for name, value in values.items()}}) + "\n"
-        )
+        line = {f"{prefix}{name}": value if math.isfinite(value) else None for name, value in values.items()}
+        self._log.write(json.dumps({"step": step, **line}) + "\n")  # JSON has no NaN
         self._log.flush()
-        for name, value in values.items():
-            self._scalars.add_scalar(tag=f"{group}/{name}", value=value, step=step)
+        for name, value in values.items() if self._visualdl else ():
+            self._visualdl.add_scalar(tag=f"{group}/{name}", value=value, step=step)
         if group == "train":
             self._bar.set_postfix_str(_in_short(values), refresh=False)
 
     def add_image(self, tag: str, image: np.ndarray, step: int) -> None:
         """Show an image, uint8 ``[H, W, 3]``, in VisualDL."""
-        if self.enabled:
-            self._scalars.add_image(tag=tag, img=image, step=step)
+        if self.enabled and self._visualdl:
+            self._visualdl.add_image(tag=tag, img=image, step=step)
 
     def __enter__(self) -> "Monitor":
         return self
@@ -76,7 +88,8 @@ class Monitor:
         """Finish all outputs, so that an error's message starts on a line of its own."""
         if self.enabled:
             self._bar.close()
-            self._scalars.close()
+            if self._visualdl:
+                self._visualdl.close()
             self._log.close()
 
 

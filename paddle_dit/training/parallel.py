@@ -83,6 +83,8 @@ class TensorParallel(DataParallel):
         ConfigError: the degree does not divide the number of processes.
     """
 
+    backward_is_collective = True
+
     def __init__(self, ranks: Ranks):
         super().__init__(ranks)
         self.degree, world_size = ranks.model_degree, ranks.world_size
@@ -135,11 +137,7 @@ class TensorParallel(DataParallel):
         return dtensor_from_local(paddle.to_tensor(array), self._mesh, [dist.Shard(0), dist.Replicate()])
 
     def reduce_gradients(self, parameters: list) -> None:
-        """Do nothing: the hooks of :meth:`shard_model` have reduced them during the backward pass."""
-
-    def any_rank(self, fact: bool) -> bool:
-        """Ask the others: each has other gradients."""
-        return self.ranks.mean([fact])[0] > 0
+        """Do nothing: the hooks of :meth:`shard_model` have reduced them, in the backward pass of each micro-batch."""
 
     def full(self, name: str, tensor: paddle.Tensor) -> np.ndarray:
         """Return a whole tensor in the layout of a single process, for checkpoints; every process must call it.

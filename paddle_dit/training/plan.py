@@ -43,12 +43,16 @@ class Plan:
     @property
     def identity(self) -> dict:
         """What a run must keep when it is continued: another value would make it another experiment."""
+        held_out = isinstance(self.source, Subset)
+        whole = self.source.whole if held_out else self.source
         values = {
             "model": self.info.config.to_dict(),
-            "data": self.source.fingerprint,
+            "data": whole.fingerprint,
             "global_batch_size": self.recipe.global_batch_size,
             "global_seed": self.recipe.global_seed,
         }
+        if held_out:  # by --eval-steps; --eval-path leaves the training data as they are
+            values["held_out_samples"] = self.recipe.eval_samples
         return json.loads(json.dumps(values))  # as a checkpoint gives it back
 
     def sample_names(self, indices: np.ndarray) -> str:
@@ -91,7 +95,7 @@ def _hold_out(recipe: TrainRecipe, source: LatentSource) -> tuple[LatentSource, 
 class ImageNetLatents:
     """Stands for data that a dry run has not got: as many latents as ImageNet's training images."""
 
-    kind, vae, labels, label_names, fingerprint = "latents", None, None, None, ""
+    kind, vae, labels, label_names, fingerprint, has_flip = "latents", None, None, None, "", False
 
     def __init__(self, image_size: int, num_classes: int):
         self.sample_shape, self.num_classes = (4, image_size // 8, image_size // 8), num_classes
@@ -100,7 +104,7 @@ class ImageNetLatents:
         """Return the number of ImageNet's training images."""
         return 1_281_167
 
-    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def gather(self, indices: np.ndarray, flipped: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Refuse: there are none."""
         raise DataError("these latents are only assumed")
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
@@ -74,14 +74,14 @@ class TrainRecipe:
     ema_warmup: bool = False
     """Begin with a smaller decay, (1 + step) / (10 + step), for short runs."""
     precision: Dtype = "fp32"
-    """fp32, or on a GPU bf16 or fp16 (with dynamic loss scaling)."""
+    """fp32, or on a GPU bf16 or fp16 (with dynamic loss scaling); these were not run on a GPU yet."""
     amp_level: AmpLevel = "O1"
     """O1 keeps the weights in float32; O2 narrows them, with float32 master weights."""
     recompute: int = 0
     """Recompute every k-th block in the backward pass instead of keeping its activations; 1 is all, 0 none."""
     sharding: Sharding = "none"
     """On GPUs, spread the optimizer's state over the ranks (stage1), the gradients too (stage2), the weights too
-    (stage3): Paddle's group_sharded_parallel."""
+    (stage3): Paddle's group_sharded_parallel. Not run on a GPU yet."""
     tensor_parallel_degree: int = 1
     """Ranks that share every block's matrices; the others hold other samples."""
     global_seed: int = 0
@@ -90,6 +90,12 @@ class TrainRecipe:
     """Threads that read ahead; 0 reads in the training thread."""
     log_every: int = 100
     """Steps between two lines of the log."""
+    logging_dir: Path | None = None
+    """Folder of VisualDL's files. Default: visualdl/ in --output-dir."""
+    visualdl: bool = True
+    """Write for VisualDL; log.jsonl and the preview PNGs are written in any case."""
+    progress_bar: bool = True
+    """Show a progress bar."""
     ckpt_every: int = 50_000
     """Steps between two checkpoints; the last step is always saved."""
     save_total_limit: int | None = None
@@ -149,6 +155,20 @@ class TrainRecipe:
             raise ConfigError(f"--global-seed must be {MAX_SEED} or less, got {self.global_seed}")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ConfigError(f"--adam-betas must be in [0, 1), got {self.adam_betas}")
+        if not self.resume and self.resume_from_checkpoint is not None:
+            raise ConfigError("--no-resume and --resume-from-checkpoint contradict each other; choose one")
+        if self.eval_path is not None and self.eval_steps == -1:
+            raise ConfigError("--eval-path is only used with --eval-steps N; give that too")
+        for name, choices in (("precision", Dtype), ("amp_level", AmpLevel), ("sharding", Sharding)):
+            if getattr(self, name) not in get_args(choices):
+                known = ", ".join(get_args(choices))
+                raise ConfigError(f"--{name.replace('_', '-')} must be one of {known}, got {getattr(self, name)!r}")
+        if not self.guidance_scales or min(self.guidance_scales) < 1:
+            raise ConfigError(f"--guidance-scales must be 1 (none) or more, got {self.guidance_scales}")
+        if self.num_inference_steps > 1000:
+            raise ConfigError(f"--num-inference-steps must be 1 to 1000, got {self.num_inference_steps}")
+        if self.assume_tflops is not None and not self.assume_tflops > 0:
+            raise ConfigError(f"--assume-tflops must be positive, got {self.assume_tflops}")
         if self.sharding != "none" and self.tensor_parallel_degree > 1:
             raise ConfigError("--sharding and --tensor-parallel-degree cannot be combined; choose one")
         if self.precision == "fp16" and self.tensor_parallel_degree > 1:
@@ -193,6 +213,11 @@ class TrainRecipe:
                 raise ConfigError(f"{self.model} decides learn_sigma and class_dropout_prob; change them there")
             return DiTConfig.load(self.model)
         raise ConfigError(f"unknown model '{self.model}'.{nearest(self.model, PRESETS)} Known: {', '.join(PRESETS)}")
+
+    @property
+    def visualdl_folder(self) -> Path | None:
+        """Where VisualDL's files go, if anywhere."""
+        return (self.logging_dir or self.output_dir / "visualdl") if self.visualdl else None
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the number of updates of the whole run."""

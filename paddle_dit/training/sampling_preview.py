@@ -158,7 +158,7 @@ class SamplingPreview:
         name = self.options.vae or (self.info.vae or {}).get("name")
         try:
             if name is None:
-                raise ConfigError("the data does not say which VAE made the latents; give --vae FOLDER")
+                raise ConfigError("the data does not say which VAE made the latents; give --vae-name-or-path FOLDER")
             with _same_random_state():  # a VAE draws initial weights before it gets its own
                 vae = load_vae(name)
             check_fits(vae, self.info.config.in_channels, self.info.vae)

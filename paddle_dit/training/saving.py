@@ -1,5 +1,6 @@
 """A session's way to its checkpoints and back: what is kept, what is checked before a run is continued."""
 
+import contextlib
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ from paddle_dit.checkpoint import (
 from paddle_dit.errors import CheckpointError
 from paddle_dit.training.monitor import LOG
 from paddle_dit.training.optimizer import optimizer_tensors, restore_optimizer
-from paddle_dit.training.recipe import PLANNING
+from paddle_dit.training.recipe import PLANNING, TrainRecipe
 
 if TYPE_CHECKING:
     from paddle_dit.training.session import Session
@@ -56,6 +57,7 @@ def _state(session: "Session") -> dict:
     return {
         "step": session.updates,
         "skipped_steps": session.skipped,
+        "overflows": session.step.overflows,
         "loss_scaler": scaler.state() if scaler else None,
         "images_seen": session.updates * recipe.global_batch_size,
         "identity": session.plan.identity,
@@ -78,27 +80,45 @@ def open_run(session: "Session") -> None:
     Raises:
         CheckpointError: no checkpoint is whole, or it is of another experiment.
     """
-    recipe, ranks, step = session.recipe, session.ranks, -1
-    folder = recipe.output_dir
+    recipe, ranks, folder = session.recipe, session.ranks, session.recipe.output_dir
+    step, here = -1, True
     with ranks.together():
         if ranks.is_main:
-            if recipe.resume and recipe.resume_from_checkpoint is not None:
-                step = open_checkpoint(recipe.resume_from_checkpoint).step
+            found = _find(recipe)
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
             if not recipe.resume:
                 _put_aside(folder)
-            elif step >= 0:
-                _put_aside(folder, after=step)
-            elif (newest := newest_checkpoint(folder)) is not None:
-                step = newest.step
+            if found is not None:
+                step, here = found.step, found.folder.parent == folder
     # One rank verifies, all load the same: hashing takes a while, and folders may look different from elsewhere.
-    step = ranks.from_main(step)
+    step, here = ranks.from_main(step), bool(ranks.from_main(int(here)))
     if step >= 0:
         with ranks.together():
-            source = recipe.resume_from_checkpoint or folder / f"checkpoint-{step}"
-            _restore(session, Checkpoint(source, step))
+            _restore(
+                session, Checkpoint(folder / f"checkpoint-{step}" if here else recipe.resume_from_checkpoint, step)
+            )
+            if ranks.is_main:
+                _put_aside(folder, after=step)
     session.say(_greeting(session))
+
+
+def _find(recipe: TrainRecipe) -> Checkpoint | None:
+    """Return the checkpoint to continue from: the newest whole one, unless another was named.
+
+    One that continues from the named one by the same command comes before it, so that a restart loses nothing.
+    """
+    named = recipe.resume_from_checkpoint
+    if not recipe.resume:
+        return None
+    if named is None:
+        return newest_checkpoint(recipe.output_dir)
+    chosen = open_checkpoint(named)
+    with contextlib.suppress(CheckpointError):
+        newest = newest_checkpoint(recipe.output_dir, report=lambda line: None)
+        if newest and newest.step > chosen.step and newest.state["recipe"].get("resume_from_checkpoint") == str(named):
+            return newest
+    return chosen
 
 
 def _restore(session: "Session", checkpoint: Checkpoint) -> None:
@@ -109,10 +129,11 @@ def _restore(session: "Session", checkpoint: Checkpoint) -> None:
     """
     if not checkpoint.folder.is_dir():
         raise CheckpointError(f"this rank does not see {checkpoint.folder}; put --output-dir where all ranks can")
-    former = checkpoint.state
-    for name, value in session.plan.identity.items():
-        if former["identity"].get(name) != value:
-            changed = _differences({name: former["identity"].get(name)}, {name: value})[0]
+    former, identity = checkpoint.state, session.plan.identity
+    for name in {**former["identity"], **identity}:
+        before, value = former["identity"].get(name), identity.get(name)
+        if before != value:
+            changed = _differences({name: before}, {name: value})[0]
             raise CheckpointError(
                 f"{checkpoint.folder} is of another experiment: {changed}; keep the former value, or choose another"
                 " --output-dir, or start anew with --no-resume"
@@ -133,6 +154,7 @@ def _restore(session: "Session", checkpoint: Checkpoint) -> None:
     if session.step.scaler and former.get("loss_scaler"):
         session.step.scaler.restore(former["loss_scaler"])
     session.updates, session.skipped = checkpoint.step, former.get("skipped_steps", 0)
+    session.step.overflows = former.get("overflows", 0)
 
 
 def _greeting(session: "Session") -> str:

@@ -1,6 +1,6 @@
 """One run's state and what is done with it; the loops of ``train.py`` and of PaddleNLP's Trainer only say when."""
 
-from contextlib import ExitStack
+import contextlib
 
 import numpy as np
 import paddle
@@ -66,9 +66,9 @@ class Session:
         recipe, config = plan.recipe, plan.info.config
         paddle.seed(recipe.global_seed)
         objective = GaussianDiffusion()
+        self.parallel = _layout(recipe, config, ranks)
         self.model = DiT(config, recompute_every=recipe.recompute)
         ranks.copy_from(self.model.parameters())
-        self.parallel = _layout(recipe, config, ranks)
         self.parallel.shard_model(self.model)
         spread_over = None if recipe.sharding == "none" else ranks
         self.ema = ExponentialMovingAverage(
@@ -90,7 +90,8 @@ class Session:
         if plan.validation is not None:
             self.validation = Validation(plan.validation, config, objective, recipe.global_seed, ranks)
         self._window: list[dict] = []
-        self._open = ExitStack()
+        self._drawn = False
+        self._open = contextlib.ExitStack()
         open_run(self)
         self.step.precision.cast(self.model, self.optimizer)
         self.parallel.wrap(self.step)
@@ -108,7 +109,14 @@ class Session:
     def __enter__(self) -> "Session":
         """Open the data and the reports."""
         recipe, ranks = self.recipe, self.ranks
-        monitor = Monitor(recipe.output_dir, self.plan.total_steps, self.updates, ranks.is_main)
+        monitor = Monitor(
+            recipe.output_dir,
+            self.plan.total_steps,
+            self.updates,
+            ranks.is_main,
+            visualdl=recipe.visualdl_folder,
+            progress_bar=recipe.progress_bar,
+        )
         loader = BatchLoader(
             self.plan.source,
             self.plan.order,
@@ -116,6 +124,7 @@ class Session:
             world_size=ranks.data_ranks,
             start_step=self.updates,
             num_workers=recipe.num_workers,
+            flip_seed=recipe.global_seed,
         )
         # The monitor closes first, so that an error's message starts on a line of its own.
         self.loader, self.monitor = self._open.enter_context(loader), self._open.enter_context(monitor)
@@ -145,13 +154,18 @@ class Session:
 
         An error of one rank is raised on all. None is returned where a loss was not finite and the step is skipped.
         """
+        losses = None
+        with self.ranks.together(), self.throughput.waiting():
+            batch = next(self.loader)
+        # Where a rank's backward pass waits for others, it raises what concerns them on all by itself; and anything
+        # else must leave the process, for the launcher to end those who wait.
+        collective = self.parallel.backward_is_collective
         try:
-            with self.ranks.together(), self.throughput.waiting():  # before the model's own collective calls
-                batch = next(self.loader)
-            with self.ranks.together():
+            with contextlib.nullcontext() if collective else self.ranks.together():
                 losses = self.step.backward(batch.step, batch.latents, batch.labels, batch.positions)
         except NonFiniteLossError as error:
-            self.optimizer.clear_grad()
+            if losses is not None:  # it was another rank's
+                self.optimizer.clear_grad()
             self._skip(error)
             return None
         self._window.append(losses)
@@ -211,8 +225,10 @@ class Session:
     def draw(self) -> None:
         """Draw the preview images with the averaged weights; the first time, also decode some training latents."""
         with self.throughput.paused():
-            first = np.arange(min(8, len(self.plan.source)))
-            self.preview.reconstruct(*self.plan.source.gather(first))
+            if not self._drawn:
+                first = np.arange(min(8, len(self.plan.source)))
+                self.preview.reconstruct(*self.plan.source.gather(first))
+                self._drawn = True
             with self.ema.applied(self.parallel):
                 self.preview.draw(self.model, self.updates, self.step.predict)
 

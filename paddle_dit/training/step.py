@@ -86,7 +86,7 @@ class TrainingStep:
         self.forward, self.overflows = model, 0
 
     def backward(self, step: int, latents: np.ndarray, class_labels: np.ndarray, positions: np.ndarray) -> dict:
-        """Compute this rank's gradients; nothing is sent and no weight changes.
+        """Compute this rank's gradients; no weight changes, and plain data parallelism sends nothing yet.
 
         Args:
             step: number of the update, from 0.
@@ -98,7 +98,8 @@ class TrainingStep:
             this rank's mean ``loss`` and its parts, as tensors.
 
         Raises:
-            NonFiniteLossError: a sample's loss is NaN or infinite; the gradients are cleared.
+            NonFiniteLossError: a sample's loss is NaN or infinite; the gradients are cleared. Where the backward pass
+                of a rank needs the others, it is raised on all.
         """
         draws = draw(self.seed, step, positions, class_labels, self.model.config, len(self.objective.schedule))
         sums: dict = {}
@@ -106,8 +107,9 @@ class TrainingStep:
             inputs = latents[part], draws.class_labels[part], draws.timesteps[part], draws.noise[part]
             losses = self.objective.training_losses(self.predict, *map(self.parallel.batch, inputs))
             means = {name: value.mean() * (len(part) / len(latents)) for name, value in losses.items()}
-            if not math.isfinite(float(means["loss"])):
-                self.optimizer.clear_grad()
+            if self.parallel.any_rank(not math.isfinite(float(means["loss"]))):
+                if sums:
+                    self.optimizer.clear_grad()
                 bad = ~np.isfinite(local(losses["loss"]).numpy())
                 raise NonFiniteLossError(step, [int(position) for position in positions[part][bad]])
             (self.scaler.scale(means["loss"]) if self.scaler else means["loss"]).backward()
@@ -134,7 +136,7 @@ class TrainingStep:
         self.parallel.reduce_gradients(self.model.parameters())
         moved = True
         if self.scaler is None:
-            if self.parallel.any_rank(not _finite(self.model.parameters())):
+            if self.parallel.any_rank(not _finite(self.parallel.gradients(self.model))):
                 self.optimizer.clear_grad()
                 raise NonFiniteLossError(step, [])
             self.optimizer.step()
@@ -148,8 +150,7 @@ class TrainingStep:
 
 
 @paddle.no_grad()
-def _finite(parameters) -> bool:
-    """Whether all gradients that this rank holds are: one number of each is read, its sum of squares."""
-    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    squares = [paddle._C_ops.squared_l2_norm(gradient).astype("float32") for gradient in gradients]
+def _finite(gradients: list[paddle.Tensor]) -> bool:
+    """Whether all of them are: one number of each is read, its sum of squares."""
+    squares = [paddle._C_ops.squared_l2_norm(local(gradient)).astype("float32") for gradient in gradients]
     return not squares or bool(paddle.isfinite(paddle.add_n(squares)))

@@ -1,5 +1,6 @@
 """How fast a run is: what a window of steps took, waited for and used."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,5 +84,5 @@ def _peak_tflops() -> float | None:
     if not has_gpu():
         return None
     name = paddle.device.cuda.get_device_name()
-    known = [card for card in PEAK_TFLOPS if card in name]
-    return PEAK_TFLOPS[max(known, key=len)] if known else None  # an A100's name holds A10 too
+    known = [card for card in PEAK_TFLOPS if re.search(rf"\b{card}\b", name)]  # whole words: an A10G is no A10
+    return PEAK_TFLOPS[max(known, key=len)] if known else None

@@ -47,7 +47,7 @@ def log_folder(tmp_path_factory, grids):
     others = dict.fromkeys(
         ("images_per_second", "images_per_second_per_card", "tflops_per_card", "data_wait", "peak_memory_mib"), 1.0
     )
-    with Monitor(folder, total_steps=2000, start_step=0) as monitor:
+    with Monitor(folder, total_steps=2000, start_step=0, visualdl=folder / "visualdl") as monitor:
 
         def add_image(tag, image, step):
             grids[tag, step] = image.copy()

@@ -7,6 +7,7 @@ import paddle
 import pytest
 
 from paddle_dit.models.dit import DiT
+from paddle_dit.training.data_parallel import DataParallel
 from paddle_dit.training.ema import ExponentialMovingAverage
 from paddle_dit.training.ranks import Ranks
 
@@ -178,3 +179,23 @@ def test_two_ranks_keep_half_each_and_yield_the_whole(run_command, tmp_path):
             assert_equal(dict(np.load(tmp_path / f"{kind}-{rank}.npz")), alone)
         own = dict(np.load(tmp_path / f"weights-{rank}.npz"))
         assert not np.array_equal(own["final_layer.linear.bias"], alone["final_layer.linear.bias"])
+
+
+def test_a_weight_that_moved_to_another_tensor_meanwhile_gets_its_own_value_back(tiny_config):
+    """As ZeRO's third stage does in every forward pass."""
+
+    class Moving(DataParallel):
+        held = None
+
+        def carrier(self, parameter):
+            return parameter if self.held is None else self.held.setdefault(parameter.name, parameter.clone())
+
+    model, parallel = DiT(tiny_config), Moving()
+    ema = ExponentialMovingAverage(model)
+    before = {weight.name: weight.numpy().copy() for weight in model.parameters()}
+    for shadow in ema.shadow.values():
+        shadow.fill_(3.0)
+    with ema.applied(parallel):
+        parallel.held = {}
+    for name, value in before.items():
+        np.testing.assert_array_equal(parallel.held[name].numpy(), value)

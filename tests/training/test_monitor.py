@@ -1,5 +1,7 @@
 import json
 
+import numpy as np
+
 from paddle_dit.training.monitor import LOG, Monitor
 
 FIGURES = {
@@ -13,7 +15,7 @@ FIGURES = {
 
 def test_a_resumed_log_has_every_step_once(tmp_path):
     (tmp_path / LOG).write_text("".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in (10, 20, 30)) + '{"step": 4')
-    with Monitor(tmp_path, total_steps=40, start_step=20) as monitor:
+    with Monitor(tmp_path, total_steps=40, start_step=20, visualdl=tmp_path / "visualdl") as monitor:
         monitor.advance()
         monitor.record(30, {"loss": 2.0, **FIGURES})
     lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
@@ -34,7 +36,7 @@ def test_figures_of_other_groups_are_told_apart_in_the_log_and_in_visualdl(tmp_p
 
     tags = []
     monkeypatch.setattr(LogWriter, "add_scalar", lambda self, tag, value, step: tags.append((tag, value, step)))
-    with Monitor(tmp_path, total_steps=4, start_step=0) as monitor:
+    with Monitor(tmp_path, total_steps=4, start_step=0, visualdl=tmp_path / "visualdl") as monitor:
         monitor.record(2, {"loss": 0.5, **FIGURES})
         monitor.record(2, {"loss": 0.75, "loss_ema": 1.0}, group="eval")
     lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
@@ -44,9 +46,15 @@ def test_figures_of_other_groups_are_told_apart_in_the_log_and_in_visualdl(tmp_p
 
 
 def test_the_progress_bar_tells_speed_and_memory(tmp_path, capfd):
-    with Monitor(tmp_path, total_steps=4, start_step=0) as monitor:
+    with Monitor(tmp_path, total_steps=4, start_step=0, visualdl=tmp_path / "visualdl") as monitor:
         monitor.record(1, {"loss": 0.5, **FIGURES, "mfu": 0.25})
         monitor.advance()
     told = capfd.readouterr().err
     for figure in ("loss 0.5000", "100 images/s", "50 per card", "2 TFLOP/s", "wait 12%", "MFU 25%", "1,234 MiB"):
         assert figure in told
+
+
+def test_visualdl_can_be_left_out(tmp_path):
+    with Monitor(tmp_path, total_steps=4, start_step=0) as monitor:
+        monitor.add_image("samples", np.zeros((2, 2, 3), np.uint8), 1)
+    assert [path.name for path in tmp_path.iterdir()] == [LOG]

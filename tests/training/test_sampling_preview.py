@@ -156,7 +156,7 @@ def test_training_latents_are_reconstructed_once(preview, tmp_path, shown):
 @pytest.mark.parametrize(
     ("info", "named", "message"),
     [
-        (ModelInfo(CONFIG), None, r"does not say which VAE made the latents; give --vae FOLDER"),
+        (ModelInfo(CONFIG), None, r"does not say which VAE made the latents; give --vae-name-or-path FOLDER"),
         (INFO, "no/such/folder", r"no such VAE folder: no/such/folder"),
         (ModelInfo(dataclasses.replace(CONFIG, in_channels=3)), "data/digits_vae", r"latents have 4 channels.*3"),
         (ModelInfo(CONFIG, None, {"name": "x", "scaling_factor": 0.5}), "data/digits_vae", r"scales latents by 0.98"),

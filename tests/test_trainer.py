@@ -739,6 +739,15 @@ def test_the_launching_script_takes_a_recipe_first(shared, tmp_path):
     assert (tmp_path / "run" / "checkpoint-1").is_dir()
 
 
+def test_help_shows_how_to_start_and_every_default(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    told = capsys.readouterr().out
+    assert told.startswith("usage: ")
+    assert "[recipe.yaml] --do_train [FLAGS]" in told
+    assert "preview images; -1 never. (default: 5000)" in " ".join(told.split())
+
+
 def test_a_recipe_that_does_not_stand_first_is_refused():
     with pytest.raises(ConfigError, match="a recipe must stand first"):
         parse("--max_steps", 3, "recipe.yaml")

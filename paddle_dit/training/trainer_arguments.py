@@ -2,6 +2,7 @@
 
 import re
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -193,7 +194,10 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str) -> D
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = [*_as_flags(Path(argv[0])), *argv[1:]]
-    parser = _Parser(DiTTrainingArguments, description=description, allow_abbrev=False)
+    usage = "%(prog)s [recipe.yaml] --do_train [FLAGS]; FLAGS are PaddleNLP's, and at their end those of a DiT"
+    parser = _Parser(
+        DiTTrainingArguments, usage=usage, description=description, formatter_class=_Help, allow_abbrev=False
+    )
     argv = [_with_underscores(token) for token in argv]
     arguments, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
     if unknown:
@@ -232,6 +236,10 @@ _NAMES = {  # of train.py -> of the Trainer; all others differ in the hyphens al
     "--no-resume": "--overwrite_output_dir",
     "--vae": "--vae_name_or_path",
 }
+
+
+class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows defaults, and the description as it was written."""
 
 
 class _Parser(PdArgumentParser):

@@ -28,3 +28,12 @@ def generator(seed: int, stream: Stream, step: int, position: int) -> np.random.
     """
     key = np.array([(int(seed) << 8) | int(stream), int(step)], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, int(position)]))
+
+
+def permutation(count: int, *key: int) -> np.ndarray:
+    """Return the numbers below ``count``, int64, in an order that depends on ``key`` alone.
+
+    By sorting a raw stream, because NumPy promises raw streams to stay the same over versions, and
+    ``Generator.permutation`` not.
+    """
+    return np.argsort(np.random.PCG64(np.random.SeedSequence(key)).random_raw(count), kind="stable")

@@ -7,6 +7,7 @@ parts of it, so another number of ranks sees the same batches in the same order.
 import numpy as np
 
 from paddle_dit.errors import ConfigError, DataError
+from paddle_dit.randomness import permutation
 
 
 class SampleOrder:
@@ -64,8 +65,5 @@ class SampleOrder:
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._cached is None or self._cached[0] != epoch:
-            # Sorting the raw stream, because NumPy promises raw streams to stay the same over versions,
-            # and Generator.permutation not.
-            keys = np.random.PCG64(np.random.SeedSequence([self.seed, epoch])).random_raw(self.num_samples)
-            self._cached = epoch, np.argsort(keys, kind="stable")
+            self._cached = epoch, permutation(self.num_samples, self.seed, epoch)
         return self._cached[1]

@@ -4,6 +4,7 @@ import numpy as np
 
 from paddle_dit.data.source import LatentSource
 from paddle_dit.errors import DataError
+from paddle_dit.randomness import permutation
 
 
 class Subset:
@@ -43,8 +44,7 @@ def hold_out(source: LatentSource, count: int) -> tuple[Subset, Subset]:
             f"the data has {len(source)} samples, too few to hold out {count}; use a smaller --eval-samples, or "
             "--eval-path with samples of their own"
         )
-    # Raw streams stay the same over NumPy's versions; permutations need not.
-    shuffled = np.argsort(np.random.PCG64(len(source)).random_raw(len(source)), kind="stable")
+    shuffled = permutation(len(source), len(source))
     name = f"{count} held out"
     return Subset(source, np.sort(shuffled[count:]), f"without {name}"), Subset(source, np.sort(shuffled[:count]), name)
 

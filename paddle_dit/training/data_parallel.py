@@ -199,9 +199,7 @@ def slice_of(whole: np.ndarray, size: int, rank: int) -> np.ndarray:
 @paddle.no_grad()
 def joined(piece: paddle.Tensor, shape: Iterable[int], ranks: Ranks) -> paddle.Tensor:
     """Undo :func:`slice_of`: return the whole tensor on every rank."""
-    pieces: list[paddle.Tensor] = []
-    dist.all_gather(pieces, piece)
-    return paddle.concat(pieces)[: int(np.prod(shape))].reshape(list(shape))
+    return paddle.concat(ranks.gather(piece))[: int(np.prod(shape))].reshape(list(shape))
 
 
 def merged(arrays: dict[str, np.ndarray], ranks: Ranks) -> dict[str, np.ndarray]:

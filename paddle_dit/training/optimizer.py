@@ -48,9 +48,7 @@ def optimizer_tensors(
     names = {parameter.name: name for name, parameter in model.named_parameters()}
     tensors = {}
     for key, value in optimizer.state_dict().items():
-        if isinstance(
-            value, dict
-        ):  # master weights, which a checkpoint has as the model's; or a scheduler, which needs none
+        if isinstance(value, dict):  # master weights, which a checkpoint has as the model's, or a schedule
             continue
         key = key.removeprefix(SLICE)
         owner = max((own for own in names if key.startswith(f"{own}_")), key=len, default=None)

@@ -3,25 +3,24 @@
 from dataclasses import replace
 
 from paddle_dit.errors import ConfigError, nearest
-from paddle_dit.training.costs import PEAK_TFLOPS, Memory, Setup, memory, seconds_per_step, train_flops
+from paddle_dit.training.costs import PEAK_TFLOPS, Setup, memory, seconds_per_step, train_flops
 from paddle_dit.training.plan import ImageNetLatents, Plan
 from paddle_dit.training.recipe import PLANNING, TrainRecipe
 
 _PAPER_STEPS = {"400K steps (the paper's comparisons)": 400_000, "7M steps (its XL/2)": 7_000_000}
 
 
-def setup_of(recipe: TrainRecipe, ranks: int, device: str) -> Setup:
-    """Return what the planner needs to know of a recipe."""
-    data_ranks = ranks // recipe.tensor_parallel_degree
+def setup_of(plan: Plan) -> Setup:
+    """Return what the planner needs to know of a plan, on GPUs."""
+    recipe = plan.recipe
     return Setup(
-        samples_per_micro_batch=recipe.global_batch_size // (data_ranks * recipe.accumulation),
-        ranks=ranks,
+        samples_per_micro_batch=recipe.share_of_batch(plan.ranks) // recipe.accumulation,
+        ranks=plan.ranks,
         recompute_every=recipe.recompute,
         precision=recipe.precision,
         amp_level=recipe.amp_level,
         sharding=recipe.sharding,
         tensor_parallel_degree=recipe.tensor_parallel_degree,
-        device=device,
     )
 
 
@@ -31,7 +30,7 @@ def describe(plan: Plan) -> str:
     Raises:
         ConfigError: a card that is not known, or degrees that do not fit the model.
     """
-    recipe, config = plan.recipe, plan.info.config
+    recipe, config, setup = plan.recipe, plan.info.config, setup_of(plan)
     assumed = ", assumed: there is no data yet" if isinstance(plan.source, ImageNetLatents) else ""
     rows = {
         **{key: value for key, value in recipe.to_dict().items() if key not in ("config", *PLANNING)},
@@ -42,35 +41,32 @@ def describe(plan: Plan) -> str:
         "training cost": f"{train_flops(config) / 1e9:.4g} GFLOP per sample",
         "steps per epoch": f"{plan.order.steps_per_epoch:,}",
         "total steps": f"{plan.total_steps:,}",
-        **_memory_rows(plan),
-        **_time_rows(plan),
+        **_memory_rows(plan, setup),
+        **_time_rows(plan, setup),
     }
     width = max(map(len, rows))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in rows.items())
 
 
-def _memory_rows(plan: Plan) -> dict[str, str]:
-    recipe, config = plan.recipe, plan.info.config
-    setup = setup_of(recipe, plan.ranks, "gpu")
-    costs = memory(config, setup)
+def _memory_rows(plan: Plan, setup: Setup) -> dict[str, str]:
+    costs = memory(plan.info.config, setup)
     rows = {f"{name} per card": _gib(value) for name, value in vars(costs).items()}
     for every, said in ((0, "without recomputation"), (1, "all blocks recomputed")):
-        if every != recipe.recompute:
-            other = memory(config, setup_of(replace(recipe, recompute=every), plan.ranks, "gpu"))
+        if every != setup.recompute_every:
+            other = memory(plan.info.config, replace(setup, recompute_every=every))
             rows[f"activations {said}"] = _gib(other.activations)
-    return {"cards": f"{plan.ranks}, {setup.samples_per_micro_batch} samples at once on each", **rows, **_total(costs)}
+    return {
+        "cards": f"{plan.ranks}, {setup.samples_per_micro_batch} samples at once on each",
+        **rows,
+        "memory per card": f"{_gib(costs.total)}, and what CUDA and its libraries take",
+    }
 
 
-def _total(costs: Memory) -> dict[str, str]:
-    return {"memory per card": f"{_gib(costs.total)}, and what CUDA and its libraries take"}
-
-
-def _time_rows(plan: Plan) -> dict[str, str]:
-    recipe, config = plan.recipe, plan.info.config
-    tflops, said = _speed(recipe)
-    setup = setup_of(recipe, plan.ranks, "gpu")
-    seconds = seconds_per_step(config, setup, recipe.global_batch_size, tflops)
-    rate = recipe.global_batch_size / seconds
+def _time_rows(plan: Plan, setup: Setup) -> dict[str, str]:
+    batch = plan.recipe.global_batch_size
+    tflops, said = _speed(plan.recipe)
+    seconds = seconds_per_step(plan.info.config, setup, batch, tflops)
+    rate = batch / seconds
     steps = {"an epoch": plan.order.steps_per_epoch, **_PAPER_STEPS, "this run": plan.total_steps}
     return {
         "assumed speed": said,

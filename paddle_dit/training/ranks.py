@@ -55,6 +55,14 @@ class Ranks:
             for tensor in tensors:
                 dist.broadcast(tensor, src=source)
 
+    def gather(self, tensor: paddle.Tensor) -> list[paddle.Tensor]:
+        """Return the tensors of all ranks, of one shape, on every rank."""
+        if self.world_size == 1:
+            return [tensor]
+        tensors: list[paddle.Tensor] = []
+        dist.all_gather(tensors, tensor)
+        return tensors
+
     def mean(self, values: Iterable[float]) -> np.ndarray:
         """Return the mean of each value over the ranks, float64."""
         values = np.asarray(list(values), dtype=np.float64)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 from tyro.conf import arg
 
 from paddle_dit.config import PRESETS, DiTConfig
+from paddle_dit.diffusion.schedule import NUM_TRAIN_TIMESTEPS
 from paddle_dit.errors import ConfigError, nearest
 from paddle_dit.randomness import MAX_SEED
 
@@ -165,8 +166,10 @@ class TrainRecipe:
                 raise ConfigError(f"--{name.replace('_', '-')} must be one of {known}, got {getattr(self, name)!r}")
         if not self.guidance_scales or min(self.guidance_scales) < 1:
             raise ConfigError(f"--guidance-scales must be 1 (none) or more, got {self.guidance_scales}")
-        if self.num_inference_steps > 1000:
-            raise ConfigError(f"--num-inference-steps must be 1 to 1000, got {self.num_inference_steps}")
+        if self.num_inference_steps > NUM_TRAIN_TIMESTEPS:
+            raise ConfigError(
+                f"--num-inference-steps must be 1 to {NUM_TRAIN_TIMESTEPS}, got {self.num_inference_steps}"
+            )
         if self.assume_tflops is not None and not self.assume_tflops > 0:
             raise ConfigError(f"--assume-tflops must be positive, got {self.assume_tflops}")
         if self.sharding != "none" and self.tensor_parallel_degree > 1:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-import paddle.distributed as dist
 from PIL import Image
 from tqdm import tqdm
 
@@ -127,7 +126,8 @@ class SamplingPreview:
         options = self.options.sampling(guidance_scale, config.in_channels)
         labels = np.array(self.class_labels)[own]
         latents = generate_latents(_Predictor(config, predict), labels, options, indices=own)
-        shared = np.stack(_gather(latents, self.ranks)[:: self.ranks.model_degree], axis=1)  # (share, ranks, C, h, w)
+        parts = [part.numpy() for part in self.ranks.gather(paddle.to_tensor(latents))]
+        shared = np.stack(parts[:: self.ranks.model_degree], axis=1)  # (share, ranks, C, h, w)
         return shared.reshape(-1, *config.sample_shape)[:count]
 
     def reconstruct(self, latents: np.ndarray, class_labels: Sequence[int]) -> None:
@@ -217,12 +217,3 @@ def _same_random_state():
         yield
     finally:
         paddle.set_rng_state(state)
-
-
-def _gather(array: np.ndarray, ranks: Ranks) -> list[np.ndarray]:
-    """Return the arrays of all ranks, of one shape, on every rank."""
-    if ranks.world_size == 1:
-        return [array]
-    gathered: list[paddle.Tensor] = []
-    dist.all_gather(gathered, paddle.to_tensor(array))
-    return [tensor.numpy() for tensor in gathered]

@@ -94,10 +94,9 @@ def open_run(session: "Session") -> None:
     # One rank verifies, all load the same: hashing takes a while, and folders may look different from elsewhere.
     step, here = ranks.from_main(step), bool(ranks.from_main(int(here)))
     if step >= 0:
+        source = folder / f"checkpoint-{step}" if here else recipe.resume_from_checkpoint
         with ranks.together():
-            _restore(
-                session, Checkpoint(folder / f"checkpoint-{step}" if here else recipe.resume_from_checkpoint, step)
-            )
+            _restore(session, Checkpoint(source, step))
             if ranks.is_main:
                 _put_aside(folder, after=step)
     session.say(_greeting(session))

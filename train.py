@@ -27,7 +27,7 @@ def main() -> None:
     from paddle_dit.training.loop import train
     from paddle_dit.training.session import start_session
 
-    train(start_session(plan))
+    start_session(plan).run(train)
 
 
 if __name__ == "__main__":

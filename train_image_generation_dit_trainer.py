@@ -30,12 +30,7 @@ def main() -> None:
             return
         if not arguments.do_train:
             raise ConfigError("nothing to do: give --do_train, or --dry_run for the plan alone")
-        session = start_session(plan)
-        if session.finished:
-            session.say_finished()
-            return
-        with session:
-            DiTTrainer(arguments, session).train()
+        start_session(plan).run(lambda session: DiTTrainer(arguments, session).train())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ names the size and hash of all others, comes last, and a single rename makes the
 any moment leaves either the whole checkpoint or a leftover that nobody takes for one.
 """
 
-import json
 import os
 import re
 import shutil
@@ -19,12 +18,14 @@ from safetensors.numpy import load_file, save_file
 
 from paddle_dit.config import ModelInfo
 from paddle_dit.errors import CheckpointError, ConfigError
-from paddle_dit.files import describe, flush_to_disk, sha256, write_json
+from paddle_dit.files import describe, flush_to_disk, read_json, sha256, write_json
 
 FORMAT_VERSION = 1
 MANIFEST, INFO, STATE = "manifest.json", "config.json", "state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _LEFTOVER = re.compile(r"\.checkpoint-\d+\.tmp")
+_RESTORE = "restore it from a copy"
+_HEADERS = 2**20  # ample for what a checkpoint holds besides numbers
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,18 @@ class Checkpoint:
 
     @property
     def state(self) -> dict:
-        """Counters, recipe and versions."""
-        return json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+        """Counters, recipe and versions; CheckpointError where they cannot be read."""
+        return read_json(self.folder / STATE, CheckpointError)
 
     def tensors(self, name: str) -> dict[str, np.ndarray]:
         """Return the tensors of ``model``, ``ema`` or ``optimizer`` by structured name, or raise CheckpointError."""
         path = self.folder / f"{name}.safetensors"
         if not path.is_file():
             raise CheckpointError(f"{self.folder} holds no {path.name}")
-        return load_file(path)
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the latter two: no number of NumPy's
+            raise CheckpointError(f"{path} cannot be read ({error}); it was not written by this program") from None
 
 
 def save_checkpoint(run_folder: Path, step: int, info: ModelInfo, tensors: dict[str, dict], state: dict) -> Checkpoint:
@@ -69,6 +73,7 @@ def save_checkpoint(run_folder: Path, step: int, info: ModelInfo, tensors: dict[
     partial = run_folder / f".checkpoint-{step}.tmp"
     shutil.rmtree(partial, ignore_errors=True)
     try:
+        _check_space(run_folder, tensors)
         _write(partial, step, info, tensors, state)
         if final.exists():  # a run resumes from its newest whole checkpoint, so one that is in the way is damaged
             shutil.rmtree(final)
@@ -81,6 +86,14 @@ def save_checkpoint(run_folder: Path, step: int, info: ModelInfo, tensors: dict[
             "then run the same command again"
         ) from error
     return Checkpoint(final, step)
+
+
+def _check_space(run_folder: Path, tensors: dict[str, dict]) -> None:
+    run_folder.mkdir(parents=True, exist_ok=True)  # it may have been moved away while the run went on
+    needed = sum(value.nbytes for values in tensors.values() for value in values.values()) + _HEADERS
+    free = shutil.disk_usage(run_folder).free
+    if free < needed:
+        raise OSError(f"it takes {needed / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free there")
 
 
 def _write(partial: Path, step: int, info: ModelInfo, tensors: dict[str, dict], state: dict) -> None:
@@ -105,53 +118,75 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         CheckpointError: a file is missing, of another size or of another hash, or the folder is no checkpoint.
     """
     folder = Path(folder)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version, step, files = manifest["format_version"], int(manifest["step"]), dict(manifest["files"])
-        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except OSError as error:
-        raise CheckpointError(f"{folder} is no checkpoint: cannot read {MANIFEST} ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{folder / MANIFEST} is damaged; delete the folder or restore it from a copy") from None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{folder} has checkpoint format {version}, this program reads {FORMAT_VERSION}")
-    for name, (size, digest) in expected.items():
+    step, files = _read_manifest(folder)
+    named = _NAME.fullmatch(folder.name)
+    if named and int(named[1]) != step:
+        raise CheckpointError(f"{folder} is damaged: {MANIFEST} is of step {step}; delete the folder or {_RESTORE}")
+    for name, (size, digest) in files.items():
         path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise CheckpointError(
-                f"{folder} is damaged: {name} is missing; delete the folder or restore it from a copy"
-            )
-        if path.stat().st_size != size or sha256(path) != digest:
-            raise CheckpointError(
-                f"{folder} is damaged: {name} has changed; delete the folder or restore it from a copy"
-            )
+        try:
+            whole = path.stat().st_size == size and sha256(path) == digest
+        except OSError as error:
+            lost = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            raise CheckpointError(f"{folder} is damaged: {name} {lost}; delete the folder or {_RESTORE}") from None
+        if not whole:
+            raise CheckpointError(f"{folder} is damaged: {name} has changed; delete the folder or {_RESTORE}")
     for name in (INFO, STATE, "model.safetensors"):
-        if name not in expected:
+        if name not in files:
             raise CheckpointError(f"{folder} is incomplete: {name} is not in its manifest")
     return Checkpoint(folder, step)
 
 
-def newest_checkpoint(run_folder: str | Path, report: Callable[[str], None] = print) -> Checkpoint | None:
+def _read_manifest(folder: Path) -> tuple[int, dict[str, tuple[int, str]]]:
+    """Return the step, and of every file its size and hash."""
+    try:
+        manifest = read_json(folder / MANIFEST, CheckpointError)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} is no checkpoint: {error}; delete the folder or {_RESTORE}") from None
+    version, step, files = manifest.get("format_version"), manifest.get("step"), manifest.get("files")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{folder} has checkpoint format {version!r}, this program reads {FORMAT_VERSION}")
+    good = type(step) is int and step >= 0 and isinstance(files, dict)
+    if not good or not all(_is_entry(name, entry) for name, entry in files.items()):
+        raise CheckpointError(f"{folder / MANIFEST} is damaged; delete the folder or {_RESTORE}")
+    return step, {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+
+
+def _is_entry(name: str, entry: object) -> bool:
+    """Whether a manifest may say this of a file; its name must not lead out of the folder."""
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII) or not isinstance(entry, dict):
+        return False
+    return type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
+
+
+def newest_checkpoint(
+    run_folder: str | Path,
+    report: Callable[[str], None] = print,
+    check: Callable[[Checkpoint], object] = lambda checkpoint: None,
+) -> Checkpoint | None:
     """Return the newest checkpoint of a run that is whole, or None where there is none at all.
 
     Args:
         run_folder: holds ``checkpoint-<step>`` folders.
-        report: is told, in one line each, which damaged ones were passed over.
+        report: is told, in one line each, which others were passed over, and why.
+        check: raises CheckpointError for a whole one that is no use.
 
     Raises:
-        CheckpointError: there are checkpoints and every one is damaged.
+        CheckpointError: there are checkpoints and none is good.
     """
-    run_folder = Path(run_folder)
-    found = checkpoint_folders(run_folder)
-    for folder in found:
+    run_folder, reasons = Path(run_folder), []
+    for folder in checkpoint_folders(run_folder):
         try:
-            return open_checkpoint(folder)
+            checkpoint = open_checkpoint(folder)
+            check(checkpoint)
+            return checkpoint
         except CheckpointError as error:
             report(f"skipped a checkpoint: {error}")
-    if found:
+            reasons.append(str(error))
+    if reasons:
         raise CheckpointError(
-            f"none of the {len(found)} checkpoints in {run_folder} is whole; restore one from a copy,"
-            " or start anew with --no-resume"
+            f"none of the {len(reasons)} checkpoints in {run_folder} can be used; the newest: {reasons[0]}; restore one"
+            " from a copy, or start anew with --no-resume"
         )
     return None
 
@@ -176,22 +211,43 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
 def remove_leftovers(run_folder: Path) -> None:
     """Delete what an interrupted save left behind."""
     for path in run_folder.glob(".checkpoint-*"):
-        if _LEFTOVER.match(path.name):
+        if _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def keep_newest(run_folder: Path, limit: int) -> None:
-    """Delete all but the newest ``limit`` checkpoints; each vanishes at once, or becomes a leftover."""
-    for folder in checkpoint_folders(run_folder)[limit:]:
-        leftover = run_folder / f".{folder.name}.tmp"
+def remove_old(newest: Checkpoint, limit: int, keep_every: int | None = None) -> None:
+    """Delete the checkpoints beside ``newest`` but the newest ``limit``, once it has been verified.
+
+    Args:
+        newest: counts among those kept.
+        limit: 1 or more.
+        keep_every: those of steps divisible by this are kept besides.
+
+    Raises:
+        CheckpointError: ``newest`` is not whole; nothing has been deleted.
+    """
+    old = [
+        folder
+        for folder in checkpoint_folders(newest.folder.parent)[limit:]
+        if folder != newest.folder and not (keep_every and step_of(folder) % keep_every == 0)
+    ]
+    if old:
+        open_checkpoint(newest.folder)
+    for folder in old:  # each vanishes at once, or becomes a leftover
+        leftover = folder.with_name(f".{folder.name}.tmp")
         os.rename(folder, leftover)
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def step_of(folder: Path) -> int:
+    """Return the step in a checkpoint folder's name."""
+    return int(_NAME.fullmatch(folder.name)[1])
 
 
 def checkpoint_folders(run_folder: Path) -> list[Path]:
     """Return the checkpoint folders of a run, whole or not, the newest first."""
     found = [path for path in run_folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def load_weights(layer, tensors: dict[str, np.ndarray], source: Path | str) -> None:

@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 from paddle_dit.errors import ConfigError, PaddleDiTError
 
+PARTIAL = ".partial"  # ends the names of files that are being written
+
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
@@ -35,7 +37,7 @@ def flush_to_disk(path: Path) -> None:
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write beside ``path``, flush, rename: the new file is there whole, or the old one still is."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}{PARTIAL}")
     with partial.open("wb") as file:
         write(file)
     flush_to_disk(partial)

@@ -38,3 +38,8 @@ def prepare() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def sees_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU, told without Paddle."""
+    return Path("/proc/driver/nvidia/version").exists()

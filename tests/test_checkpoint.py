@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from paddle_dit.checkpoint import (
+    checkpoint_folders,
     find_checkpoint,
     load_weights,
     newest_checkpoint,
     open_checkpoint,
     remove_leftovers,
+    remove_old,
     save_checkpoint,
 )
 from paddle_dit.config import ModelInfo
@@ -86,7 +88,7 @@ def test_a_folder_without_checkpoints_has_none(tmp_path):
 def test_a_manifest_cannot_point_outside(save, tmp_path):
     manifest = save(1).folder / "manifest.json"
     manifest.write_text(manifest.read_text().replace("state.json", "../state.json"))
-    with pytest.raises(CheckpointError, match="missing"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         open_checkpoint(manifest.parent)
 
 
@@ -137,14 +139,12 @@ def test_a_save_that_fails_is_told_and_leaves_nothing(save, tmp_path):
 
 
 def test_only_the_newest_are_kept(save, tmp_path):
-    from paddle_dit.checkpoint import checkpoint_folders, keep_newest
-
     for step in (9, 10, 2, 100):
-        save(step)
+        newest = save(step)
     (tmp_path / "checkpoint-x").mkdir()
-    keep_newest(tmp_path, 4)
+    remove_old(newest, 4)
     assert [path.name for path in checkpoint_folders(tmp_path)] == [f"checkpoint-{step}" for step in (100, 10, 9, 2)]
-    keep_newest(tmp_path, 2)
+    remove_old(newest, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100", "checkpoint-x"]
     assert newest_checkpoint(tmp_path).step == 100
 
@@ -155,7 +155,7 @@ def test_a_checkpoint_that_is_being_deleted_is_a_leftover_and_no_checkpoint(save
     for step in (1, 2):
         save(step)
     monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *arguments, **options: None)  # as if killed just then
-    checkpoint.keep_newest(tmp_path, 1)
+    checkpoint.remove_old(open_checkpoint(tmp_path / "checkpoint-2"), 1)
     monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".checkpoint-1.tmp", "checkpoint-2"]
     remove_leftovers(tmp_path)

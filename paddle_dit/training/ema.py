@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import paddle
 
+from paddle_dit.errors import CheckpointError
 from paddle_dit.training.data_parallel import DataParallel
 from paddle_dit.training.parallel import local
 from paddle_dit.training.ranks import Ranks
@@ -85,7 +86,10 @@ class ExponentialMovingAverage:
             yield name, shadow
 
     def restore(self, tensors: Mapping) -> None:
-        """Take over saved shadows, structured name -> float32 array."""
+        """Take over saved shadows, structured name -> float32 array; CheckpointError where one is missing."""
+        missing = sorted(self.shadow.keys() - tensors.keys())
+        if missing:
+            raise CheckpointError(f"the averaged weights are of another model: they lack '{missing[0]}'")
         for name, shadow in self.shadow.items():
             shadow.set_value(tensors[name])
 

@@ -5,24 +5,20 @@ from paddle_dit.training.session import Session
 
 
 def train(session: Session) -> None:
-    """Train to the last step; log, evaluate, draw and save on the way."""
+    """Train to the last step, or until a signal; log, evaluate, draw and save on the way."""
     recipe, total = session.recipe, session.plan.total_steps
 
     def due(every: int, *, at_the_end: bool = True) -> bool:
         return every > 0 and (session.updates % every == 0 or (at_the_end and session.finished))
 
-    if session.finished:
-        session.say_finished()
-        return
-    with session:
-        while not session.finished:
-            session.optimizer.set_lr(learning_rate_at(recipe, session.updates, total))
-            session.update(session.backward())
-            if due(recipe.log_every):
-                session.log()
-            if due(recipe.eval_steps):
-                session.evaluate()
-            if due(recipe.image_logging_steps, at_the_end=False):
-                session.draw()
-            if due(recipe.ckpt_every):
-                session.save()
+    while not session.finished and not session.stopping:
+        session.optimizer.set_lr(learning_rate_at(recipe, session.updates, total))
+        session.update(session.backward())
+        if due(recipe.log_every):
+            session.log()
+        if due(recipe.eval_steps):
+            session.evaluate()
+        if due(recipe.image_logging_steps, at_the_end=False):
+            session.draw()
+        if due(recipe.ckpt_every):
+            session.save()

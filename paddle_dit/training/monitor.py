@@ -42,7 +42,7 @@ class Monitor:
 
         folder.mkdir(parents=True, exist_ok=True)
         _forget_later_lines(folder / LOG, start_step)
-        self._log = (folder / LOG).open("a", encoding="utf-8")
+        self._log = folder / LOG
         self._visualdl = LogWriter(logdir=str(visualdl)) if visualdl else None
         quiet = not sys.stderr.isatty()
         self._bar = tqdm(
@@ -69,8 +69,9 @@ class Monitor:
             return
         prefix = "" if group == "train" else f"{group}_"
         line = {f"{prefix}{name}": value if math.isfinite(value) else None for name, value in values.items()}
-        self._log.write(json.dumps({"step": step, **line}) + "\n")  # JSON has no NaN
-        self._log.flush()
+        self._log.parent.mkdir(parents=True, exist_ok=True)  # it may have been moved away while the run went on
+        with self._log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps({"step": step, **line}) + "\n")  # JSON has no NaN
         for name, value in values.items() if self._visualdl else ():
             self._visualdl.add_scalar(tag=f"{group}/{name}", value=value, step=step)
         if group == "train":
@@ -90,7 +91,6 @@ class Monitor:
             self._bar.close()
             if self._visualdl:
                 self._visualdl.close()
-            self._log.close()
 
 
 def _in_short(values: dict[str, float]) -> str:

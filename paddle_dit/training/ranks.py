@@ -72,6 +72,14 @@ class Ranks:
         dist.all_reduce(total)
         return total.numpy() / self.world_size
 
+    def any(self, *facts: bool) -> list[bool]:
+        """Return for each fact whether it is so on any rank."""
+        if self.world_size == 1:
+            return list(facts)
+        counts = paddle.to_tensor(facts, dtype="float32")
+        dist.all_reduce(counts)
+        return [count > 0 for count in counts.tolist()]
+
     def from_main(self, value: int) -> int:
         """Return rank 0's value on every rank."""
         if self.world_size == 1:

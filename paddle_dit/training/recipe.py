@@ -1,7 +1,7 @@
 """Everything that ``train.py`` can be told. The defaults are the DiT paper's recipe."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -11,6 +11,7 @@ from paddle_dit.config import PRESETS, DiTConfig
 from paddle_dit.diffusion.schedule import NUM_TRAIN_TIMESTEPS
 from paddle_dit.errors import ConfigError, nearest
 from paddle_dit.randomness import MAX_SEED
+from paddle_dit.runtime import sees_gpu
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 AmpLevel = Literal["O1", "O2"]
@@ -26,6 +27,7 @@ _POSITIVE = (
     "num_inference_steps",
     "tensor_parallel_degree",
 )
+_LARGEST = 2**62  # steps and samples are counted in int64
 _NOT_NEGATIVE = ("warmup_steps", "num_workers", "recompute", "global_seed", "num_classes", "max_skipped_steps")
 
 
@@ -101,6 +103,10 @@ class TrainRecipe:
     """Steps between two checkpoints; the last step is always saved."""
     save_total_limit: int | None = None
     """Checkpoints to keep, the newest; all by default."""
+    keep_every: int | None = None
+    """With --save-total-limit: keep besides, for good, those whose step is a multiple of this."""
+    async_save: bool = field(default_factory=sees_gpu)
+    """Write checkpoints in the background, from copies in main memory. Default: where there is a GPU."""
     max_skipped_steps: int = 0
     """Steps that may be skipped because a loss is not finite, before the run stops."""
     eval_steps: int = -1
@@ -121,6 +127,11 @@ class TrainRecipe:
     """Continue from the newest whole checkpoint in --output-dir; --no-resume moves what is there aside."""
     resume_from_checkpoint: Path | None = None
     """Continue from this checkpoint instead; newer ones in --output-dir are moved aside."""
+    allow_changes: bool = False
+    """Continue even with other data, seed, batch or model settings than the checkpoint's; its weights must fit."""
+    deterministic: bool = False
+    """On a GPU, use only kernels that give the same bits each time, more slowly; the CPU's do anyway. Not run on a GPU
+    yet."""
     dry_run: bool = False
     """Print the resolved recipe, its memory and its time, and stop; nothing is written and no data needed."""
     cards: int | None = None
@@ -138,6 +149,10 @@ class TrainRecipe:
         Raises:
             ConfigError: naming the first such value.
         """
+        for name, value in vars(self).items():
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int | float) and not abs(number) <= _LARGEST:  # NaN is refused too
+                    raise ConfigError(f"--{name.replace('_', '-')} must be finite and at most 2**62, got {number}")
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
@@ -147,9 +162,11 @@ class TrainRecipe:
         for name in ("eval_steps", "image_logging_steps"):
             if getattr(self, name) != -1 and getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be 1 or more, or -1 for never")
-        for name in ("max_steps", "save_total_limit", "cards"):
+        for name in ("max_steps", "save_total_limit", "keep_every", "cards"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
+        if self.keep_every is not None and self.save_total_limit is None:
+            raise ConfigError("--keep-every is only used with --save-total-limit N, without which all are kept")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"--ema-decay must be in [0, 1), got {self.ema_decay}")
         if self.global_seed > MAX_SEED:

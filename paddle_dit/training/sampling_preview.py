@@ -70,6 +70,7 @@ class SamplingPreview:
         ranks: who draws; the main one decodes and writes.
         folder: the run's output folder.
         add_image: ``add_image(tag, image, step)`` takes uint8 ``[H, W, 3]``; called on the main rank alone.
+        before_each: called there before each image is decoded; what it raises ends the preview.
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class SamplingPreview:
         ranks: Ranks,
         folder: Path,
         add_image: Callable[[str, np.ndarray, int], None],
+        before_each: Callable[[], None] = lambda: None,
     ):
         self.info, self.options, self.ranks = info, options, ranks
-        self._folder, self._add_image = folder / FOLDER, add_image
+        self._folder, self._add_image, self._before_each = folder / FOLDER, add_image, before_each
         self._names = Generator(None, None, info)  # labels and names need neither model nor VAE
         labels = self._names.default_labels()
         self.class_labels = [labels[index % len(labels)] for index in range(options.num_images)]
@@ -169,14 +171,18 @@ class SamplingPreview:
 
     def _show(self, tag: str, latents: np.ndarray, class_labels: Sequence[int], step: int) -> Image.Image:
         """Decode latents, add them to VisualDL and return their grid for a file."""
-        # One by one: many large images at once may not fit beside a training model.
-        images = decode(self._vae, latents, batch_size=1)
+        images = np.concatenate([self._decoded(latent) for latent in latents])
         captions = [self._names.name_of(int(label)) for label in class_labels]
         cell = max(64, images.shape[2])
         # VisualDL fits an image into a square, where a row of eight would be small.
         nearly_square = labelled_grid(images, captions, min(4, len(images)), cell)
         self._add_image(tag, np.array(nearly_square), step)
         return labelled_grid(images, captions, min(8, len(images)), cell)
+
+    def _decoded(self, latent: np.ndarray) -> np.ndarray:
+        """Decode one: many large images at once may not fit beside a training model."""
+        self._before_each()
+        return decode(self._vae, latent[None])
 
     def _save(self, name: str, grids: dict[str, Image.Image]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """A session's way to its checkpoints and back: what is kept, what is checked before a run is continued."""
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -14,29 +15,35 @@ from paddle_dit import __version__
 from paddle_dit.checkpoint import (
     Checkpoint,
     checkpoint_folders,
-    keep_newest,
     load_weights,
     newest_checkpoint,
     open_checkpoint,
     remove_leftovers,
+    remove_old,
     save_checkpoint,
+    step_of,
 )
+from paddle_dit.config import ModelInfo
 from paddle_dit.errors import CheckpointError
+from paddle_dit.files import PARTIAL
+from paddle_dit.folder_lock import FolderLock
 from paddle_dit.training.monitor import LOG
 from paddle_dit.training.optimizer import optimizer_tensors, restore_optimizer
 from paddle_dit.training.recipe import PLANNING, TrainRecipe
+from paddle_dit.training.sampling_preview import FOLDER as SAMPLES
 
 if TYPE_CHECKING:
     from paddle_dit.training.session import Session
 
-_OF_THE_COMMAND = ("config", "resume", "resume_from_checkpoint", *PLANNING)  # no part of the run
+_OF_THE_COMMAND = ("config", "resume", "resume_from_checkpoint", "allow_changes", *PLANNING)  # no part of the run
+_KEEP = "keep the former value, choose another --output-dir, start anew with --no-resume, or go on with --allow-changes"
 
 
 def save(session: "Session") -> None:
-    """Write a checkpoint of the session; every rank returns when it is whole.
+    """Save a checkpoint of the session; every rank returns when it is whole, or on its way in the background.
 
     Raises:
-        CheckpointError: it could not be written; earlier ones are untouched.
+        CheckpointError: it, or the one before it in the background, could not be written; earlier ones are untouched.
     """
     step, full = session.step, session.parallel.full
     tensors = {
@@ -44,12 +51,27 @@ def save(session: "Session") -> None:
         "ema": {name: full(name, tensor) for name, tensor in session.ema.whole()},
         "optimizer": session.parallel.merged(optimizer_tensors(step.optimizer, step.model, full)),
     }
+    state = _state(session) | {"window": session.window.state()}
     with session.ranks.together():
         if session.ranks.is_main:
-            folder, info = session.recipe.output_dir, session.plan.info
-            save_checkpoint(folder, session.updates, info, tensors, _state(session))
-            if session.recipe.save_total_limit is not None:
-                keep_newest(folder, session.recipe.save_total_limit)
+            session.background.wait()  # before copying, so that memory never holds two copies
+            if session.background.enabled:  # the next step changes the weights while these are being written
+                for found in tensors.values():
+                    found.update({name: _own(array) for name, array in found.items()})
+            recipe, info = session.recipe, session.plan.info
+            session.background.do(functools.partial(_write, recipe, state["step"], info, tensors, state))
+    session.saved = session.updates
+
+
+def _own(array: np.ndarray) -> np.ndarray:
+    """Return an array with memory of its own: those of CPU tensors share theirs."""
+    return array if array.flags.owndata else array.copy()
+
+
+def _write(recipe: TrainRecipe, step: int, info: ModelInfo, tensors: dict[str, dict], state: dict) -> None:
+    checkpoint = save_checkpoint(recipe.output_dir, step, info, tensors, state)
+    if recipe.save_total_limit is not None:
+        remove_old(checkpoint, recipe.save_total_limit, recipe.keep_every)
 
 
 def _state(session: "Session") -> dict:
@@ -57,6 +79,7 @@ def _state(session: "Session") -> dict:
     return {
         "step": session.updates,
         "skipped_steps": session.skipped,
+        "undone": list(session.undone),
         "overflows": session.step.overflows,
         "loss_scaler": scaler.state() if scaler else None,
         "images_seen": session.updates * recipe.global_batch_size,
@@ -74,19 +97,27 @@ def _state(session: "Session") -> dict:
     }
 
 
-def open_run(session: "Session") -> None:
+def open_run(session: "Session", opened: contextlib.ExitStack) -> None:
     """Continue from the newest whole checkpoint, or put an earlier run aside where that was asked for.
+
+    Args:
+        session: has nothing to continue from yet.
+        opened: gets what must be closed at the end of the run: the output folder's lock.
 
     Raises:
         CheckpointError: no checkpoint is whole, or it is of another experiment.
+        ConfigError: another run is writing into the folder.
     """
     recipe, ranks, folder = session.recipe, session.ranks, session.recipe.output_dir
     step, here = -1, True
     with ranks.together():
         if ranks.is_main:
-            found = _find(recipe)
-            folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(folder)
+            if folder.is_dir():  # otherwise it is made once the checkpoint that was named has been found good
+                _lock(session, opened)
+            found = _find(session)
+            if not folder.is_dir():
+                _lock(session, opened)
+            _clean(folder)
             if not recipe.resume:
                 _put_aside(folder)
             if found is not None:
@@ -99,25 +130,63 @@ def open_run(session: "Session") -> None:
             _restore(session, Checkpoint(source, step))
             if ranks.is_main:
                 _put_aside(folder, after=step)
+        session.saved = step if here else 0
     session.say(_greeting(session))
 
 
-def _find(recipe: TrainRecipe) -> Checkpoint | None:
+def _lock(session: "Session", opened: contextlib.ExitStack) -> None:
+    folder = session.recipe.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    opened.callback(FolderLock(folder, "--output-dir", session.say).release)
+
+
+def _clean(folder: Path) -> None:
+    """Delete what a killed run left half written."""
+    remove_leftovers(folder)
+    for path in [folder / f"{LOG}{PARTIAL}", *(folder / SAMPLES).glob(f"*.png{PARTIAL}")]:
+        path.unlink(missing_ok=True)
+
+
+def _find(session: "Session") -> Checkpoint | None:
     """Return the checkpoint to continue from: the newest whole one, unless another was named.
 
     One that continues from the named one by the same command comes before it, so that a restart loses nothing.
     """
+    recipe, check = session.recipe, functools.partial(_check_model, session)
     named = recipe.resume_from_checkpoint
     if not recipe.resume:
         return None
     if named is None:
-        return newest_checkpoint(recipe.output_dir)
+        return newest_checkpoint(recipe.output_dir, session.say, check)
     chosen = open_checkpoint(named)
+    check(chosen)
     with contextlib.suppress(CheckpointError):
-        newest = newest_checkpoint(recipe.output_dir, report=lambda line: None)
-        if newest and newest.step > chosen.step and newest.state["recipe"].get("resume_from_checkpoint") == str(named):
+        newest = newest_checkpoint(recipe.output_dir, lambda line: None, check)
+        if (
+            newest
+            and newest.step > chosen.step
+            and _state_of(newest)["recipe"].get("resume_from_checkpoint") == str(named)
+        ):
             return newest
     return chosen
+
+
+def _state_of(checkpoint: Checkpoint) -> dict:
+    state = checkpoint.state
+    for name in ("identity", "recipe", "environment"):
+        if not isinstance(state.get(name), dict):
+            raise CheckpointError(
+                f"{checkpoint.folder} holds no state of a training run: its state.json lacks '{name}'"
+            )
+    return state
+
+
+def _check_model(session: "Session", checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint of another model, unless changes are allowed: then its weights decide."""
+    former = _state_of(checkpoint)["identity"].get("model")
+    changed = _differences({"model": former}, {"model": session.plan.identity["model"]})
+    if changed and not session.recipe.allow_changes:
+        raise CheckpointError(f"{checkpoint.folder} is of another model: {changed[0]}; {_KEEP}")
 
 
 def _restore(session: "Session", checkpoint: Checkpoint) -> None:
@@ -128,17 +197,11 @@ def _restore(session: "Session", checkpoint: Checkpoint) -> None:
     """
     if not checkpoint.folder.is_dir():
         raise CheckpointError(f"this rank does not see {checkpoint.folder}; put --output-dir where all ranks can")
-    former, identity = checkpoint.state, session.plan.identity
-    for name in {**former["identity"], **identity}:
-        before, value = former["identity"].get(name), identity.get(name)
-        if before != value:
-            changed = _differences({name: before}, {name: value})[0]
-            raise CheckpointError(
-                f"{checkpoint.folder} is of another experiment: {changed}; keep the former value, or choose another"
-                " --output-dir, or start anew with --no-resume"
-            )
-    present = _state(session)
-    for group in ("recipe", "environment"):
+    former, present = _state_of(checkpoint), _state(session)
+    changed = _differences(former["identity"], present["identity"])
+    if changed and not session.recipe.allow_changes:
+        raise CheckpointError(f"{checkpoint.folder} is of another experiment: {changed[0]}; {_KEEP}")
+    for group in ("identity", "recipe", "environment"):
         for changed in _differences(former[group], present[group]):
             if changed.split()[0] not in _OF_THE_COMMAND:
                 session.say(f"changed since the checkpoint: {changed}")
@@ -153,7 +216,8 @@ def _restore(session: "Session", checkpoint: Checkpoint) -> None:
     if session.step.scaler and former.get("loss_scaler"):
         session.step.scaler.restore(former["loss_scaler"])
     session.updates, session.skipped = checkpoint.step, former.get("skipped_steps", 0)
-    session.step.overflows = former.get("overflows", 0)
+    session.step.overflows, session.undone = former.get("overflows", 0), former.get("undone", [])
+    session.window.restore(former.get("window", {"steps": 0, "sums": {}}))
 
 
 def _greeting(session: "Session") -> str:
@@ -169,8 +233,9 @@ def _greeting(session: "Session") -> str:
 def _differences(former: dict, present: dict) -> list[str]:
     """Return one line per value that differs, looking into nested values; lists and tuples are alike, as in JSON."""
     lines = []
-    for name, value in json.loads(json.dumps(present)).items():
-        before = former.get(name)
+    present = json.loads(json.dumps(present))
+    for name in {**present, **former}:
+        before, value = former.get(name), present.get(name)
         if isinstance(value, dict) and isinstance(before, dict):
             lines += _differences(before, value)
         elif before != value:
@@ -181,10 +246,10 @@ def _differences(former: dict, present: dict) -> list[str]:
 def _put_aside(folder: Path, after: int | None = None) -> None:
     """Move an earlier run, or its checkpoints after a step, into ``previous-<n>/``: nothing is lost."""
     if after is None:
-        logs = [folder / LOG, folder / "visualdl", folder / "samples"]
+        logs = [folder / LOG, folder / "visualdl", folder / SAMPLES]
         old = [*checkpoint_folders(folder), *(path for path in logs if path.exists())]
     else:
-        old = [path for path in checkpoint_folders(folder) if int(path.name.split("-")[1]) > after]
+        old = [path for path in checkpoint_folders(folder) if step_of(path) > after]
     if not old:
         return
     number = next(n for n in range(1, 10**6) if not (folder / f"previous-{n}").exists())

@@ -1,6 +1,8 @@
 """One run's state and what is done with it; the loops of ``train.py`` and of PaddleNLP's Trainer only say when."""
 
 import contextlib
+import sys
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import paddle
@@ -11,20 +13,23 @@ from paddle_dit.data.loader import BatchLoader
 from paddle_dit.diffusion.objective import GaussianDiffusion
 from paddle_dit.errors import ConfigError, NonFiniteLossError, PaddleDiTError
 from paddle_dit.models.dit import DiT
+from paddle_dit.training.background import Background
 from paddle_dit.training.data_parallel import DataParallel, ShardedDataParallel
 from paddle_dit.training.ema import ExponentialMovingAverage
 from paddle_dit.training.monitor import Monitor
 from paddle_dit.training.optimizer import build_optimizer
 from paddle_dit.training.parallel import TensorParallel
 from paddle_dit.training.plan import Plan
-from paddle_dit.training.precision import Precision, has_gpu
+from paddle_dit.training.precision import Precision, be_deterministic, has_gpu
 from paddle_dit.training.ranks import Ranks
 from paddle_dit.training.recipe import TrainRecipe
 from paddle_dit.training.sampling_preview import PreviewOptions, SamplingPreview
 from paddle_dit.training.saving import open_run, save
+from paddle_dit.training.signals import STOPPED, StopSignals
 from paddle_dit.training.step import TrainingStep
 from paddle_dit.training.throughput import Throughput
 from paddle_dit.training.validation import Validation
+from paddle_dit.training.window import LossWindow
 
 
 def start_session(plan: Plan) -> "Session":
@@ -38,6 +43,8 @@ def start_session(plan: Plan) -> "Session":
     if recipe.sharding != "none" and not has_gpu():
         raise ConfigError(f"--sharding {recipe.sharding} needs GPUs; leave it out on the CPU")
     Precision.of(recipe).check_device()
+    if recipe.deterministic:
+        be_deterministic()
     return Session(plan, Ranks.join(recipe.tensor_parallel_degree))
 
 
@@ -50,15 +57,22 @@ def _layout(recipe: TrainRecipe, config: DiTConfig, ranks: Ranks) -> DataParalle
     return DataParallel(ranks) if recipe.sharding == "none" else ShardedDataParallel(ranks, recipe.sharding)
 
 
+class _Stopped(Exception):
+    """Leaves an evaluation or a preview because a signal asks the run to stop."""
+
+
 class Session:
     """Model, optimizer, averaged weights, data and reports of one run, from its newest checkpoint on.
 
-    A context manager: inside, :meth:`backward` and :meth:`update` make one step, and the other methods may be called
-    between two steps, on all ranks alike.
+    :meth:`run` opens it, calls a loop and leaves it. In the loop, :meth:`backward` and :meth:`update` make one step,
+    and the other methods may be called between two steps, on all ranks alike.
 
     Attributes:
         updates: steps made so far.
         skipped: those of them that were left out because a loss was not finite.
+        stopping: whether a signal to any rank asks the run to stop; settled at the end of each step.
+        saved: step of the run's newest checkpoint, 0 before the first.
+        undone: what is still to be done after the last step, because a signal came: "evaluate", "draw".
     """
 
     def __init__(self, plan: Plan, ranks: Ranks):
@@ -85,16 +99,18 @@ class Session:
             precision=Precision.of(recipe),
         )
         self.updates = self.skipped = 0
+        self.stopping, self.saved, self.undone = False, 0, []
+        self.window, self.background = LossWindow(ranks), Background(recipe.async_save)
         self.throughput = Throughput(config, recipe.global_batch_size, ranks.world_size)
         self.validation = self.preview = None
         if plan.validation is not None:
             self.validation = Validation(plan.validation, config, objective, recipe.global_seed, ranks)
-        self._window: list[dict] = []
         self._drawn = False
-        self._open = contextlib.ExitStack()
-        open_run(self)
-        self.step.precision.cast(self.model, self.optimizer)
-        self.parallel.wrap(self.step)
+        with contextlib.ExitStack() as opened:
+            open_run(self, opened)
+            self.step.precision.cast(self.model, self.optimizer)
+            self.parallel.wrap(self.step)
+            self._open = opened.pop_all()  # to be closed at the end of the run, or by an error before
 
     @property
     def optimizer(self) -> paddle.optimizer.Optimizer:
@@ -106,17 +122,37 @@ class Session:
         """Whether every step has been made."""
         return self.updates >= self.plan.total_steps
 
-    def __enter__(self) -> "Session":
-        """Open the data and the reports."""
+    def run(self, loop: Callable[["Session"], None]) -> None:
+        """Open the run, do what was left undone, call ``loop`` unless there is nothing to do, and leave.
+
+        Raises:
+            SystemExit: with code :data:`~paddle_dit.training.signals.STOPPED`: a signal stopped the run, which has
+                been saved before the last rank left.
+        """
+        with self._open as opened:
+            if self.finished and not self.undone:
+                total = self.plan.total_steps
+                self.say(f"already at step {self.updates:,} of {total:,}: nothing to do; raise --max-steps to go on")
+                return
+            self._enter(opened)
+            self._look_around()
+            self._catch_up()
+            if not self.finished and not self.stopping:
+                loop(self)
+            stopped = self.stopping and not (self.finished and not self.undone)
+            if stopped and self.saved != self.updates:
+                self.save()
+            with self.ranks.together():
+                self.background.wait()
+        if stopped:
+            self.say(f"stopped after step {self.updates:,}, which is saved; the same command continues")
+            sys.exit(STOPPED)
+
+    def _enter(self, opened: contextlib.ExitStack) -> None:
+        """Open the data and the reports, and listen to signals."""
         recipe, ranks = self.recipe, self.ranks
-        monitor = Monitor(
-            recipe.output_dir,
-            self.plan.total_steps,
-            self.updates,
-            ranks.is_main,
-            visualdl=recipe.visualdl_folder,
-            progress_bar=recipe.progress_bar,
-        )
+        self._signals = opened.enter_context(StopSignals())
+        opened.enter_context(self.background)
         loader = BatchLoader(
             self.plan.source,
             self.plan.order,
@@ -126,23 +162,39 @@ class Session:
             num_workers=recipe.num_workers,
             flip_seed=recipe.global_seed,
         )
-        # The monitor closes first, so that an error's message starts on a line of its own.
-        self.loader, self.monitor = self._open.enter_context(loader), self._open.enter_context(monitor)
+        self.loader = opened.enter_context(loader)
+        monitor = Monitor(
+            recipe.output_dir,
+            self.plan.total_steps,
+            self.updates,
+            ranks.is_main,
+            visualdl=recipe.visualdl_folder,
+            progress_bar=recipe.progress_bar,
+        )
+        self.monitor = opened.enter_context(monitor)  # closes first: an error's message starts on a line of its own
         if recipe.image_logging_steps > 0:
             options = PreviewOptions(recipe.num_inference_steps, recipe.guidance_scales, vae=recipe.vae_name_or_path)
             add_image = self.monitor.add_image
-            self.preview = SamplingPreview(self.plan.info, options, ranks, recipe.output_dir, add_image)
+            self.preview = SamplingPreview(
+                self.plan.info, options, ranks, recipe.output_dir, add_image, self._go_on_decoding
+            )
         self.throughput.restart()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        """Close both."""
-        self._open.close()
+    def _catch_up(self) -> None:
+        """Do what a signal kept from being done after the step that the run continues from."""
+        duties, self.undone = self.undone, []
+        if "evaluate" in duties and self.validation:
+            self.evaluate()
+        if "draw" in duties and self.preview:
+            self.draw()
 
-    def say_finished(self) -> None:
-        """Say that there is no step left to make."""
-        total = self.plan.total_steps
-        self.say(f"already at step {self.updates:,} of {total:,}: nothing to do; raise --max-steps to go on")
+    def _look_around(self) -> None:
+        """Learn, on all ranks alike, of signals and of a save in the background that has failed."""
+        received, failed = self.ranks.any(self._signals.received is not None, self.background.has_failed)
+        if failed:
+            with self.ranks.together():
+                self.background.wait()
+        self.stopping = received
 
     def say(self, line: str) -> None:
         """Print a line, once for all ranks."""
@@ -168,7 +220,7 @@ class Session:
                 self.optimizer.clear_grad()
             self._skip(error)
             return None
-        self._window.append(losses)
+        self.window.add(losses)
         return losses
 
     def _skip(self, error: NonFiniteLossError) -> None:
@@ -195,44 +247,60 @@ class Session:
         self.updates += 1
         self.throughput.advance()
         self.monitor.advance()
+        self._look_around()
 
     def log(self) -> dict[str, float]:
         """Record and return the mean losses since the last call, over all ranks, with rate and memory."""
-        figures = self._mean_losses() | {"learning_rate": self._learning_rate} | self.throughput.figures()
+        figures = self.window.mean() | {"learning_rate": self._learning_rate} | self.throughput.figures()
         figures |= {"skipped_steps": self.skipped} if self.recipe.max_skipped_steps else {}
         figures |= {"overflows": self.step.overflows} if self.step.scaler else {}
         self.monitor.record(self.updates, figures)
         self.throughput.restart()
         return figures
 
-    def _mean_losses(self) -> dict[str, float]:
-        window, self._window = self._window, []
-        if not window:  # every step of it was skipped
-            return {"loss": float("nan")}
-        names = list(window[0])
-        means = self.ranks.mean(float(sum(losses[name] for losses in window)) / len(window) for name in names)
-        return dict(zip(names, map(float, means), strict=True))
-
     def evaluate(self) -> dict[str, float]:
         """Record and return the losses on held-out samples, of the weights and of their average."""
-        with self.throughput.paused():
-            losses = self.validation.losses(self.step.predict)
+        losses: dict[str, float] = {}
+        with self._unless_stopped("evaluate"):
+            losses = self.validation.losses(self._predict)
             with self.ema.applied(self.parallel):
-                losses |= {f"{name}_ema": value for name, value in self.validation.losses(self.step.predict).items()}
-        self.monitor.record(self.updates, losses, group="eval")
+                losses |= {f"{name}_ema": value for name, value in self.validation.losses(self._predict).items()}
+            self.monitor.record(self.updates, losses, group="eval")
         return losses
 
     def draw(self) -> None:
         """Draw the preview images with the averaged weights; the first time, also decode some training latents."""
-        with self.throughput.paused():
+        with self._unless_stopped("draw"):
+            with self.ema.applied(self.parallel):
+                self.preview.draw(self.model, self.updates, self._predict)
             if not self._drawn:
                 first = np.arange(min(8, len(self.plan.source)))
                 self.preview.reconstruct(*self.plan.source.gather(first))
                 self._drawn = True
-            with self.ema.applied(self.parallel):
-                self.preview.draw(self.model, self.updates, self.step.predict)
+        self._look_around()
+
+    @contextlib.contextmanager
+    def _unless_stopped(self, duty: str) -> Iterator[None]:
+        """Leave the block, which predicts by :meth:`_predict`, when a signal comes; the next run does it again."""
+        try:
+            with self.throughput.paused():
+                yield
+        except _Stopped:
+            self.undone.append(duty)
+
+    def _predict(self, x, timesteps, class_labels):
+        """Run the model, which takes a while on all ranks alike, unless the run is to stop."""
+        self._look_around()
+        if self.stopping:
+            raise _Stopped
+        return self.step.predict(x, timesteps, class_labels)
+
+    def _go_on_decoding(self) -> None:
+        """Leave the preview, on the one rank that decodes, when a signal has come to it."""
+        if self._signals.received:
+            raise _Stopped
 
     def save(self) -> None:
-        """Write a checkpoint; every rank returns when it is whole."""
+        """Save a checkpoint; when every rank returns it is whole, or with ``--async-save`` on its way."""
         with self.throughput.paused():
             save(self)

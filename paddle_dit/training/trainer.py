@@ -43,6 +43,7 @@ class _SessionCallback(TrainerCallback):
         state.epoch = state.global_step / self.session.plan.order.steps_per_epoch
         if args.image_logging_steps > 0 and state.global_step % args.image_logging_steps == 0:
             self.session.draw()
+        control.should_training_stop |= self.session.stopping
         if self.session.finished:
             control.should_log = True
             control.should_evaluate = args.evaluation_strategy != IntervalStrategy.NO
@@ -51,7 +52,7 @@ class _SessionCallback(TrainerCallback):
 
 
 class DiTTrainer(Trainer):
-    """PaddleNLP's Trainer around a session. Call :meth:`train` inside the session's context."""
+    """PaddleNLP's Trainer around a session; its :meth:`train` is what :meth:`Session.run` is to call."""
 
     def __init__(self, args: DiTTrainingArguments, session: Session):
         args.settle(session.plan)

@@ -57,4 +57,5 @@ def test_the_progress_bar_tells_speed_and_memory(tmp_path, capfd):
 def test_visualdl_can_be_left_out(tmp_path):
     with Monitor(tmp_path, total_steps=4, start_step=0) as monitor:
         monitor.add_image("samples", np.zeros((2, 2, 3), np.uint8), 1)
+        monitor.record(1, {"loss": 1.0, **FIGURES})
     assert [path.name for path in tmp_path.iterdir()] == [LOG]

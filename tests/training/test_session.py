@@ -27,7 +27,7 @@ def run(latent_store, tmp_path):
     def run(name="run", **changes):
         options = {"model": "DiT-Digits/2", "global_batch_size": 16, "log_every": 1, "image_logging_steps": -1}
         options |= {"feature_path": latent_store, "output_dir": tmp_path / name, "num_workers": 0, **changes}
-        train(start_session(make_plan(TrainRecipe(**options))))
+        start_session(make_plan(TrainRecipe(**options))).run(train)
         return tmp_path / name
 
     return run

@@ -1,0 +1,56 @@
+"""Work that goes on while training does: one piece at a time, and its failure is never overlooked."""
+
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from tqdm import tqdm
+
+
+class Background:
+    """Does pieces of work in a thread, one after the other, or at once in the caller's. A context manager.
+
+    Args:
+        enabled: whether to use a thread.
+    """
+
+    def __init__(self, enabled: bool):
+        self.enabled = enabled
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="background") if enabled else None
+        self._pending: Future | None = None
+
+    def do(self, work: Callable[[], object]) -> None:
+        """Wait for the piece before, then start this one; raises what the one before raised."""
+        self.wait()
+        if self._pool is None:
+            work()
+        else:
+            self._pending = self._pool.submit(work)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the piece has ended by an exception, which :meth:`wait` will raise."""
+        pending = self._pending
+        return pending is not None and pending.done() and pending.exception() is not None
+
+    def wait(self) -> None:
+        """Wait for the piece that is being done, and raise what it raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> "Background":
+        """Return itself."""
+        return self
+
+    def __exit__(self, exception_type: type | None, *_: object) -> None:
+        """Wait; where another exception is on its way, what this raises is printed instead."""
+        try:
+            self.wait()
+        except Exception as error:
+            if exception_type is None:
+                raise
+            tqdm.write(f"and in the background: {error}", file=sys.stderr)
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()

@@ -28,10 +28,14 @@ class Background:
             self._pending = self._pool.submit(work)
 
     @property
+    def busy(self) -> bool:
+        """Whether a piece is being done."""
+        return self._pending is not None and not self._pending.done()
+
+    @property
     def has_failed(self) -> bool:
         """Whether the piece has ended by an exception, which :meth:`wait` will raise."""
-        pending = self._pending
-        return pending is not None and pending.done() and pending.exception() is not None
+        return self._pending is not None and not self.busy and self._pending.exception() is not None
 
     def wait(self) -> None:
         """Wait for the piece that is being done, and raise what it raised."""

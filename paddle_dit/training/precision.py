@@ -1,6 +1,7 @@
 """Numbers of half the width on GPUs: which tensors have them, and what keeps float16 from underflowing."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 
 import paddle
@@ -123,9 +124,14 @@ class LossScaler:
 
 
 def be_deterministic() -> None:
-    """On a GPU, let Paddle use only kernels that give the same bits each time; those of the CPU do anyway."""
+    """On a GPU, use only kernels that give the same bits each time; those of the CPU do anyway. Not run on a GPU yet.
+
+    Call it before the ranks are joined: NCCL reads its settings then.
+    """
     if has_gpu():
         paddle.set_flags({"FLAGS_cudnn_deterministic": True, "FLAGS_embedding_deterministic": 1})
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("NCCL_ALGO", "Ring")
 
 
 def has_gpu() -> bool:

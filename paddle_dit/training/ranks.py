@@ -73,11 +73,17 @@ class Ranks:
         return total.numpy() / self.world_size
 
     def any(self, *facts: bool) -> list[bool]:
-        """Return for each fact whether it is so on any rank."""
+        """Return for each fact whether it is so on any rank; PaddleDiTError where one is gone."""
         if self.world_size == 1:
             return list(facts)
         counts = paddle.to_tensor(facts, dtype="float32")
-        dist.all_reduce(counts)
+        try:
+            dist.all_reduce(counts)
+        except RuntimeError as lost:  # gloo's connection to it
+            raise PaddleDiTError(
+                "another rank is gone (killed, or out of memory?); the launcher's log folder may say why, and the"
+                " same command continues from the newest checkpoint"
+            ) from lost
         return [count > 0 for count in counts.tolist()]
 
     def from_main(self, value: int) -> int:
@@ -103,20 +109,11 @@ class Ranks:
             yield
         except Exception as caught:
             error = caught
-        if self.world_size > 1:
-            failed = paddle.to_tensor(0.0 if error is None else 1.0)
-            try:
-                dist.all_reduce(failed)
-            except RuntimeError as lost:  # gloo's connection to it
-                raise PaddleDiTError(
-                    "another rank is gone (killed, or out of memory?); the launcher's log folder may say why, and the"
-                    " same command continues from the newest checkpoint"
-                ) from (error or lost)
-            if float(failed) > 0:
-                errors: list[PaddleDiTError | None] = []
-                dist.all_gather_object(errors, _portable(error))
-                if error is None or isinstance(error, PaddleDiTError):
-                    raise _first_of(errors) from error
+        if self.world_size > 1 and self.any(error is not None)[0]:
+            errors: list[PaddleDiTError | None] = []
+            dist.all_gather_object(errors, _portable(error))
+            if error is None or isinstance(error, PaddleDiTError):
+                raise _first_of(errors) from error
         if error is not None:
             raise error
 

@@ -145,7 +145,7 @@ class Session:
             with self.ranks.together():
                 self.background.wait()
         if stopped:
-            self.say(f"stopped after step {self.updates:,}, which is saved; the same command continues")
+            self.say(f"stopped after step {self.updates:,}; the same command continues")
             sys.exit(STOPPED)
 
     def _enter(self, opened: contextlib.ExitStack) -> None:
@@ -277,16 +277,19 @@ class Session:
                 first = np.arange(min(8, len(self.plan.source)))
                 self.preview.reconstruct(*self.plan.source.gather(first))
                 self._drawn = True
-        self._look_around()
 
     @contextlib.contextmanager
     def _unless_stopped(self, duty: str) -> Iterator[None]:
         """Leave the block, which predicts by :meth:`_predict`, when a signal comes; the next run does it again."""
+        left = False
         try:
             with self.throughput.paused():
                 yield
         except _Stopped:
+            left = True
+        if self.ranks.any(left)[0]:  # one rank alone decodes pictures
             self.undone.append(duty)
+        self._look_around()
 
     def _predict(self, x, timesteps, class_labels):
         """Run the model, which takes a while on all ranks alike, unless the run is to stop."""

@@ -1,37 +1,61 @@
 """Reading weight files without running anything that they say.
 
-A ``.pdparams`` file is a Python pickle, that is, a program. It is read by an unpickler that knows how to rebuild NumPy
-arrays and nothing else.
+PyTorch's files are read without PyTorch: they are zips of a pickle and, as they lie in memory, the numbers it names.
 """
 
-import codecs
-import pickle
-from collections import OrderedDict
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 
 from paddle_dit.errors import ConversionError
+from paddle_dit.pickles import as_numbers, bfloat16_to_float32, shown, unpickle
 
 # Names of the weight files in a folder of ppdiffusers, in the order in which it looks for them.
 STOCK_WEIGHTS = {"safetensors": "diffusion_paddle_model.safetensors", "pdparams": "model_state.pdparams"}
+_PYTORCH = (".pt", ".pth", ".ckpt", ".bin")
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _PARAMETER_NAMES = "StructuredToParameterName@@"  # Paddle's record of its generated names, among the tensors
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Read a ``.safetensors`` or ``.pdparams`` file: name -> array. bfloat16, which NumPy lacks, becomes float32.
+    """Read a ``.safetensors``, ``.pdparams`` or PyTorch file: name -> array.
+
+    bfloat16, which NumPy lacks, becomes float32. Arrays of a pickled file may be read-only: see :func:`read_pickled`.
 
     Raises:
-        ConversionError: the file is missing, cut short, of another kind, or its pickle asks for more than arrays.
+        ConversionError: the file is missing, cut short, of another kind, its pickle asks for more than arrays, or it is
+            a training checkpoint of several tables.
     """
-    path = Path(path)
-    readers = {".safetensors": _read_safetensors, ".pdparams": _read_pdparams}
-    if path.suffix not in readers:
-        raise ConversionError(f"cannot read {path}: known weight files end in {' or '.join(readers)}")
-    if not path.is_file():
-        raise ConversionError(f"no such file: {path}")
-    return readers[path.suffix](path)
+    path = _checked(path, ".safetensors", ".pdparams", *_PYTORCH)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _table(path, read_pickled(path))
+
+
+def read_pickled(path: str | Path) -> object:
+    """Read all that ``paddle.save`` (``.pdparams``) or ``torch.save`` (``.pt``, ``.pth``, ``.ckpt``, ``.bin``) wrote.
+
+    The tensors of a PyTorch file become read-only views of it, mapped into memory: they take no memory until they are
+    used, and the file must stay as it is until then. bfloat16 and bool are copied.
+
+    Returns:
+        Arrays, numbers and texts in plain containers, as of :func:`~paddle_dit.pickles.unpickle`.
+
+    Raises:
+        ConversionError: the file is missing, cut short, of another kind, has PyTorch's format from before 1.6, or its
+            pickle asks for more than that.
+    """
+    path = _checked(path, ".pdparams", *_PYTORCH)
+    kind = "PyTorch file" if path.suffix in _PYTORCH else "Paddle weights"
+    with _explained(path, kind), path.open("rb") as file:
+        if path.suffix in _PYTORCH:
+            return _load_pytorch(file)
+        return unpickle(file, path.stat().st_size)
 
 
 def read_stock_weights(folder: Path) -> dict[str, np.ndarray]:
@@ -70,58 +94,103 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise ConversionError(f"{path} holds numbers that NumPy cannot read ({error}); save it as float32") from None
     for name in brain:
         bits = np.frombuffer(entries[name]["data"], np.uint16)
-        tensors[name] = _widened(bits.reshape(entries[name]["shape"]))
+        tensors[name] = bfloat16_to_float32(bits.reshape(entries[name]["shape"]))
     return tensors
 
 
-def _read_pdparams(path: Path) -> dict[str, np.ndarray]:
+def _checked(path: str | Path, *suffixes: str) -> Path:
+    path = Path(path)
+    if path.suffix not in suffixes:
+        raise ConversionError(f"cannot read {path}: known files end in {', '.join(suffixes[:-1])} or {suffixes[-1]}")
+    if not path.is_file():
+        raise ConversionError(f"no such file: {path}")
+    return path
+
+
+@contextmanager
+def _explained(path: Path, kind: str) -> Iterator[None]:
+    """Say of any error within the block which file it is about, in a line."""
     try:
-        with path.open("rb") as file:
-            values = _ArrayUnpickler(file).load()
+        yield
     except ConversionError as error:
         raise ConversionError(f"{path} is refused: {error}") from None
     except OSError as error:
         raise ConversionError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # a broken pickle can fail in any operation
-        raise ConversionError(f"{path} is cut short or no Paddle weights ({type(error).__name__}: {error})") from None
+        reason = f"{type(error).__name__}: {shown(error)}"
+        raise ConversionError(f"{path} is cut short or no {kind} ({reason})") from None
+
+
+def _table(path: Path, values: object) -> dict[str, np.ndarray]:
+    """Return the values of a file of weights only, without Paddle's own."""
     if not isinstance(values, dict):
         raise ConversionError(f"{path} holds a {type(values).__name__}, not a table of tensors")
     values.pop(_PARAMETER_NAMES, None)
+    tables = [shown(name) for name, value in values.items() if _is_table(value)]
+    if tables:
+        raise ConversionError(
+            f"{path} holds tables of tensors ({', '.join(tables[:8])}), not tensors; save one as a file of its own"
+        )
     for name, array in values.items():
-        if not isinstance(name, str) or not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-            raise ConversionError(f"{path}: entry {name!r} is no tensor; give a file of weights only")
-    # Paddle stores bfloat16 as its bits, and no weights are 16-bit integers.
-    return {name: _widened(array) if array.dtype == np.uint16 else array for name, array in values.items()}
+        if not isinstance(name, str) or not isinstance(array, np.ndarray):
+            raise ConversionError(f"{path}: entry '{shown(name)}' is no tensor; give a file of weights only")
+    return values
 
 
-def _widened(bits: np.ndarray) -> np.ndarray:
-    """Turn the bits of bfloat16 into float32: they are the upper half of it."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, np.ndarray) for item in value.values())
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Stand in for ``_codecs.encode``, by which old pickles write bytes; other codecs would be imported by name."""
-    if encoding != "latin1":
-        raise ConversionError(f"it encodes text as '{encoding}'")
-    return codecs.latin_1_encode(text)[0]
+def _load_pytorch(file: BinaryIO) -> object:
+    start = file.read(len(_ZIP))
+    if start.startswith(_PICKLE):
+        raise ConversionError("it has PyTorch's format from before 1.6; save it again with PyTorch 1.6 or newer")
+    if start != _ZIP:
+        raise zipfile.BadZipFile("no zip file")
+    with zipfile.ZipFile(file) as entries:
+        archive = _Archive(file, entries)
+    return unpickle(BytesIO(archive.pickle), len(archive.pickle), archive.storage)
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that admits only what rebuilds NumPy arrays."""
+class _Archive:
+    """PyTorch's zip, mapped into memory."""
 
-    _ADMITTED = {  # noqa: RUF012 - never changed
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("_codecs", "encode"): _encode,
-        # NumPy 1 and 2 name it differently; either reads the other's files.
-        ("numpy.core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
-        ("numpy._core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
-    }
+    def __init__(self, file: BinaryIO, entries: zipfile.ZipFile):
+        self._bytes = np.memmap(file, np.uint8, mode="r")
+        found = entries.infolist()
+        self._entries = {entry.filename: entry for entry in found}
+        pickles = [name for name in self._entries if name.endswith("/data.pkl")]
+        if len(self._entries) < len(found) or len(pickles) != 1:
+            raise ConversionError("it has entries of the same name, or not one data.pkl; save it again with torch.save")
+        if any(entry.compress_type or entry.flag_bits & 1 or entry.file_size != entry.compress_size for entry in found):
+            raise ConversionError("its entries are compressed; save it again with torch.save, which does not do that")
+        if sum(entry.file_size for entry in found) > len(self._bytes):
+            raise ConversionError("its entries lie on each other; save it again with torch.save")
+        self._folder = pickles[0].removesuffix("data.pkl")
+        self._storages = {}
+        self.pickle = entries.read(pickles[0])
+        order = self._folder + "byteorder"
+        if order in self._entries and entries.read(order) != b"little":
+            raise ConversionError("its numbers are big-endian; save it again on a little-endian machine")
 
-    def find_class(self, module: str, name: str):
-        """Return an admitted global; anything else is refused by name."""
-        try:
-            return self._ADMITTED[module, name]
-        except KeyError:
-            raise ConversionError(f"it asks for '{module}.{name}', and only NumPy arrays are admitted") from None
+    def storage(self, key: str, dtype: np.dtype, count: int) -> np.ndarray:
+        """Return the numbers of an entry, flat; those that must be copied are copied once."""
+        if (key, dtype) not in self._storages:
+            name = f"{self._folder}data/{key}"
+            if name not in self._entries:
+                raise ConversionError(f"its entry '{shown(name)}' is missing")
+            if self._entries[name].file_size != count * dtype.itemsize:
+                raise ConversionError(f"its entry '{shown(name)}' has another size than its tensors")
+            raw = self._data(self._entries[name])
+            raw = raw if raw.ctypes.data % dtype.itemsize == 0 else raw.copy()
+            self._storages[key, dtype] = as_numbers(raw.view(dtype))
+        return self._storages[key, dtype]
+
+    def _data(self, entry: zipfile.ZipInfo) -> np.ndarray:
+        # The local header has lengths of its own: PyTorch pads it so that the numbers are aligned.
+        mark, *lengths = struct.unpack_from("<4s22xHH", self._bytes, entry.header_offset)
+        start = entry.header_offset + 30 + sum(lengths)
+        data = self._bytes[start : start + entry.file_size]
+        if mark != _ZIP or len(data) != entry.file_size:
+            raise ConversionError(f"its entry '{shown(entry.filename)}' lies outside of it")
+        return data

@@ -76,10 +76,9 @@ def main() -> None:
     if not (flags.vae / "config.json").is_file():
         raise DataError(f"{flags.vae} holds no VAE; make one with scripts/make_digits_vae.py")
     prepare()
-    from ppdiffusers import AutoencoderKL
+    from paddle_dit.models.vae import load_vae
 
-    vae = AutoencoderKL.from_pretrained(str(flags.vae))
-    vae.eval()
+    vae = load_vae(flags.vae)
     print_errors(vae)
     print_latents(vae)
 

@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import struct
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from paddle_dit.errors import ConversionError
-from paddle_dit.readers import read_stock_weights, read_tensors
+from paddle_dit.readers import read_pickled, read_stock_weights, read_tensors
+
+from .faults.test_pickles import array, call, name, number, row, table, tensor, text, write
 
 ARRAYS = {
     "single": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,
@@ -118,11 +122,212 @@ def test_pickles_of_other_things(tmp_path, values):
 def test_missing_and_unknown_files(tmp_path):
     with pytest.raises(ConversionError, match="no such file"):
         read_tensors(tmp_path / "weights.safetensors")
-    with pytest.raises(ConversionError, match=r"end in .safetensors or .pdparams"):
-        read_tensors(tmp_path / "weights.bin")
+    with pytest.raises(ConversionError, match=r"end in .safetensors, .pdparams, .pt, .pth, .ckpt or .bin"):
+        read_tensors(tmp_path / "weights.npz")
+    with pytest.raises(ConversionError, match=r"end in .pdparams, .pt, .pth, .ckpt or .bin"):
+        read_pickled(tmp_path / "weights.safetensors")
 
 
 def test_pytorch_layout_in_a_stock_folder_is_refused(tmp_path):
     save_file(ARRAYS | {"fortran": np.eye(3)}, tmp_path / "diffusion_paddle_model.safetensors", {"format": "pt"})
     with pytest.raises(ConversionError, match="PyTorch's layout"):
         read_stock_weights(tmp_path)
+
+
+def test_unusual_arrays(tmp_path):
+    arrays = {"big": np.array([1, 2], ">f4"), "flag": np.array(True), "flags": np.eye(2) > 0, "none": np.zeros((0, 3))}
+    path = tmp_path / "weights.pdparams"
+    path.write_bytes(pickle.dumps({**arrays, "brain": np.array(0x3FC0, np.uint16)}, 4))
+    found = read_tensors(path)
+    assert same(found, {**arrays, "big": arrays["big"].astype(np.float32), "brain": np.array(1.5, np.float32)})
+    assert {type(value) for value in found.values()} == {np.ndarray}
+
+
+NUMBERS = {
+    "torch.DoubleStorage": np.array([1.5, -2], np.float64),
+    "torch.FloatStorage": np.array([1.5, -2], np.float32),
+    "torch.HalfStorage": np.array([1.5, -2], np.float16),
+    "torch.LongStorage": np.array([1 << 40, -2]),
+    "torch.IntStorage": np.array([1 << 30, -2], np.int32),
+    "torch.ShortStorage": np.array([1 << 14, -2], np.int16),
+    "torch.CharStorage": np.array([1, -2], np.int8),
+    "torch.ByteStorage": np.array([1, 254], np.uint8),
+    "torch.BoolStorage": np.array([True, False]),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
+def test_numbers_of_pytorch(tmp_path, suffix):
+    storages = {"unused": b"of odd length"}  # what follows lies at odd places
+    storages |= {str(key): values.tobytes() for key, values in enumerate(NUMBERS.values(), 1)}
+    storages["9"] = b"\x07\x00"  # of bool, as no program should write it
+    storages["20"] = struct.pack("<2H", 0x3FC0, 0xC000)
+    kinds = {**{kind: str(key) for key, kind in enumerate(NUMBERS, 1)}, "torch.BFloat16Storage": "20"}
+    values = {kind: tensor(size=(2,), stride=(1,), count=2, key=key, kind=kind) for kind, key in kinds.items()}
+    path = write(tmp_path / f"weights{suffix}", table(**values), storages)
+    found = read_tensors(path)
+    assert same(found, {**NUMBERS, "torch.BFloat16Storage": np.array([1.5, -2], np.float32)})
+    assert found["torch.BoolStorage"].view(np.uint8).tolist() == [1, 0]
+    assert all(value.flags.aligned for value in found.values())
+
+
+def test_views_of_a_storage_of_pytorch(tmp_path):
+    whole = np.arange(6, dtype=np.float32).reshape(2, 3)
+    views = {
+        "whole": (tensor(), whole),
+        "turned": (tensor(size=(3, 2), stride=(1, 3)), whole.T),
+        "part": (tensor(number(1), size=(2, 2)), whole[:, 1:]),
+        "scalar": (tensor(number(4), size=(), stride=()), np.array(4, np.float32)),
+        "empty": (tensor(size=(9, 0)), np.zeros((9, 0), np.float32)),
+        "one": (tensor(size=(1, 6), stride=(1 << 61, 1)), whole.reshape(1, 6)),
+        "parameter": (call(name("torch._utils._rebuild_parameter"), tensor(), b"\x88", b"N"), whole),
+    }
+    path = write(tmp_path / "weights.pt", table(**{key: value for key, (value, _) in views.items()}))
+    found = read_tensors(path)
+    assert same(found, {key: view for key, (_, view) in views.items()})
+    assert {type(value) for value in found.values()} == {np.ndarray}
+    assert np.shares_memory(found["whole"], found["turned"])
+    with pytest.raises(ValueError, match="read-only"):
+        found["whole"][0] = 1
+
+
+def training_checkpoint(path):
+    """Write what DiT's training saves: tables, the optimizer's state, and its options as a Namespace."""
+    ordered = call(name("collections.OrderedDict")) + b"(" + text("x") + tensor() + b"u"
+    ordered += table(_metadata=call(name("collections.OrderedDict"))) + b"b"
+    optimizer = table(
+        state=b"}" + number(0) + table(exp_avg=tensor()) + b"s", param_groups=b"](" + table(lr=number(1)) + b"e"
+    )
+    options = name("argparse.Namespace") + b")\x81" + table(model=text("DiT-XL/2"), resume=b"N") + b"b"
+    return write(path, table(model=ordered, ema=table(x=array()), opt=optimizer, args=options))
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_training_checkpoint(tmp_path, protocol):
+    path = training_checkpoint(tmp_path / "0400000.pt")
+    found = read_pickled(path)
+    assert type(found["model"]) is OrderedDict
+    assert found["model"]["x"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert found["opt"]["state"][0]["exp_avg"].shape == (2, 3)
+    assert found["opt"]["param_groups"] == [{"lr": 1}]
+    assert found["args"] == {"model": "DiT-XL/2", "resume": None}
+    with pytest.raises(
+        ConversionError, match=r"0400000.pt holds tables of tensors \(model, ema\), not tensors; save one"
+    ):
+        read_tensors(path)
+    path = tmp_path / "nested.pdparams"
+    path.write_bytes(pickle.dumps({"model": ARRAYS, "step": 3}, protocol))
+    assert same(read_pickled(path)["model"], ARRAYS)
+    with pytest.raises(ConversionError, match=r"holds tables of tensors \(model\)"):
+        read_tensors(path)
+
+
+def test_files_that_pytorch_wrote(tmp_path):
+    torch = pytest.importorskip("torch")
+    random = torch.randn(4, 3, 2)
+    tensors = {"plain": random, "turned": random.permute(2, 0, 1), "part": random[1:3, ::2], "half": random.half()}
+    tensors |= {
+        "parameter": torch.nn.Parameter(random),
+        "scalar": torch.tensor(2.5),
+        "brain": random.bfloat16()[:, 0].T,
+    }
+    expected = {key: value.detach() for key, value in tensors.items()}
+    expected = {key: (value if key == "half" else value.float()).numpy() for key, value in expected.items()}
+    for protocol in (2, 4):
+        torch.save({"model": tensors, "ema": OrderedDict(tensors)}, tmp_path / "all.pt", pickle_protocol=protocol)
+        assert all(same(found, expected) for found in read_pickled(tmp_path / "all.pt").values())
+    torch.save(tensors, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(ConversionError, match=r"old.pt is refused: .* before 1.6"):
+        read_tensors(tmp_path / "old.pt")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"offset": number(1)}, "larger than its storage"),
+        ({"offset": number(-1)}, "a shape, strides or a length that are none"),
+        ({"offset": b"\x89"}, "a shape, strides or a length that are none"),
+        ({"stride": (4, 1)}, "larger than its storage"),
+        ({"stride": (-3, 1)}, "a shape, strides or a length that are none"),
+        ({"stride": (3,)}, "ValueError"),
+        ({"stride": (1 << 61, 1)}, "larger than its storage"),
+        ({"size": (3, 3)}, "larger than its storage"),
+        ({"size": (1 << 70,)}, "a shape, strides or a length that are none"),
+        ({"size": (-2, -3)}, "a shape, strides or a length that are none"),
+        ({"size": (1 << 40, 1 << 40), "stride": (0, 0)}, "larger than its storage"),
+        ({"size": (7,), "stride": (0,)}, "larger than its storage; save a copy"),
+        ({"size": (1,) * 65, "stride": (0,) * 65}, "ValueError"),
+        ({"count": 7}, "'weights/data/0' has another size"),
+        ({"count": -6}, "a shape, strides or a length that are none"),
+        ({"kind": "torch.DoubleStorage"}, "'weights/data/0' has another size"),
+        ({"kind": "numpy.ndarray"}, "a storage of kind 'numpy.ndarray'"),
+        ({"kind": "torch.ComplexFloatStorage"}, "asks for 'torch.ComplexFloatStorage'"),
+        ({"key": "1"}, "'weights/data/1' is missing"),
+        ({"key": "../data.pkl"}, "'weights/data/../data.pkl' is missing"),
+    ],
+)
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path, wrong, told):
+    assert read_pickled(write(tmp_path / "weights.pt", tensor())).shape == (2, 3)
+    with pytest.raises(ConversionError, match=told):
+        read_pickled(write(tmp_path / "weights.pt", tensor(**wrong)))
+
+
+def test_tensors_need_storages_of_their_own(tmp_path):
+    for value in (array(), b"N", name("torch.FloatStorage"), tensor()):
+        parts = (number(0), row(number(1)), row(number(1)), b"\x89", b"N")
+        evil = call(name("torch._utils._rebuild_tensor_v2"), value, *parts)
+        with pytest.raises(ConversionError, match="a tensor without a storage"):
+            read_pickled(write(tmp_path / "weights.pt", evil))
+
+
+def patched(place, find, offset, content):
+    """Return a damage: bytes at an offset from where a text is for the first time (0) or the last (-1)."""
+
+    def damage(path):
+        whole = bytearray(path.read_bytes())
+        start = (whole.index(find) if place == 0 else whole.rindex(find)) + offset
+        whole[start : start + len(content)] = content
+        path.write_bytes(whole)
+
+    return damage
+
+
+def appended(entry, content=b""):
+    def damage(path):
+        with zipfile.ZipFile(path, "a") as file:
+            file.writestr(entry, content)
+
+    return damage
+
+
+def rewritten(**options):
+    return lambda path: write(path, tensor(), **options)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (rewritten(order=b"big"), "big-endian"),
+        (rewritten(compression=zipfile.ZIP_DEFLATED), "entries are compressed"),
+        (appended("weights/data/0", bytes(24)), "entries of the same name"),
+        (appended("other/data.pkl"), "not one data.pkl"),
+        (patched(-1, b"weights/data.pkl", 8, b"data.pkx"), "not one data.pkl"),
+        (patched(-1, b"weights/data/0", -4, b"\x01\x00"), "'weights/data/0' lies outside of it"),
+        (patched(-1, b"weights/data/0", -4, b"\x00\x00\xff"), "cut short or no PyTorch file"),
+        (patched(0, b"weights/data/0", -30, b"PK\x07"), "'weights/data/0' lies outside of it"),
+        (patched(0, b"weights/data/0", -2, b"\xff\xff"), "'weights/data/0' lies outside of it"),
+        (patched(-1, b"weights/data/0", -26, struct.pack("<II", 1 << 20, 1 << 20)), "lie on each other"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "cut short or no PyTorch file"),
+        (lambda path: path.write_bytes(b"#!/bin/sh\n" + path.read_bytes()), "cut short or no PyTorch file"),
+        (lambda path: path.write_bytes(b"PK\x03\x04"), "cut short or no PyTorch file"),
+        (lambda path: path.write_bytes(b""), "cut short or no PyTorch file"),
+        (lambda path: path.write_bytes(b"a text file\n"), "cut short or no PyTorch file"),
+        (lambda path: path.write_bytes(pickle.dumps(0)), "from before 1.6; save it again with PyTorch 1.6 or newer"),
+    ],
+)
+def test_a_damaged_zip_is_refused(tmp_path, damage, told):
+    path = write(tmp_path / "weights.pt", tensor())
+    damage(path)
+    with pytest.raises(ConversionError, match=told):
+        read_pickled(path)

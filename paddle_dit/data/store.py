@@ -2,7 +2,7 @@
 
 ::
 
-    index.json                 what the folder holds, with the length and sha256 of every file; written last
+    index.json                 what the folder holds, with the length and sha256 of every file and its own; last
     latents-00000.npy ...      [n,C,h,w] float16 or float32, ALREADY MULTIPLIED by the VAE's scaling factor
     latents_flip-00000.npy ... the same for the mirrored images (optional)
     labels.npy                 [N] int64
@@ -22,38 +22,38 @@ from typing import Any
 
 import numpy as np
 
-from paddle_dit.data.npy import first_non_finite, map_npy, read_npy
+from paddle_dit.data.npy import non_finite_rows
 from paddle_dit.data.store_index import (
     DTYPES,
     FORMAT_VERSION,
     INDEX,
     KINDS,
     LABELS,
-    MEND,
     check_labels,
+    index_text,
+    map_file,
     read_index,
     write_file,
 )
 from paddle_dit.errors import DataError
-from paddle_dit.files import sha256
 
 
 class PackedStore:
     """Read-only packed store; a :class:`paddle_dit.data.source.LatentSource`.
 
-    Opening maps the files and checks everything but their sums; ``gather`` reads only what it is asked for. The
-    attributes are ``kind``, ``sample_shape``, ``num_classes``, ``label_names`` (id -> name, or ``None``), ``labels``
-    (int64 ``[N]``), ``vae``, ``has_flip`` and ``index`` (the whole of ``index.json``).
+    Opening maps the files and checks all that can be checked without reading samples, which
+    :mod:`paddle_dit.data.verify` does; ``gather`` reads only what it is asked for. The attributes are ``kind``,
+    ``sample_shape``, ``num_classes``, ``label_names`` (id -> name, or ``None``), ``labels`` (int64 ``[N]``), ``vae``,
+    ``has_flip`` and ``index`` (the whole of ``index.json``).
 
     Args:
         folder: where ``index.json`` lies.
-        verify: also compare every file's sha256, which reads the whole store.
 
     Raises:
         DataError: no store, or one whose files are missing, damaged or not as the index says.
     """
 
-    def __init__(self, folder: str | Path, verify: bool = False) -> None:
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.index = read_index(self.folder)
         self.kind: str = self.index["kind"]
@@ -64,14 +64,16 @@ class PackedStore:
         self.vae: dict | None = self.index["vae"]
         self.has_flip: bool = self.index["has_flip"]
         self._entries = [*self.index["shards"], *self.index["flip_shards"]]
-        self._shards = [self._open_shard(entry) for entry in self._entries]
+        self._shards = [
+            map_file(self.folder, entry, (entry["length"], *self.sample_shape), self.index["dtype"])
+            for entry in self._entries
+        ]
         lengths = [entry["length"] for entry in self.index["shards"]]
         self._starts = np.cumsum([0, *lengths[:-1]])
-        self.labels = self._open_labels()
+        self.labels = map_file(self.folder, self.index["labels"], (len(self),), "int64").copy()
+        check_labels(self.labels, self.num_classes, self.folder / self.index["labels"]["file"])
         sums = [entry["sha256"] for entry in [*self.index["shards"], self.index["labels"]]]
         self.fingerprint = hashlib.sha256("".join(sums).encode()).hexdigest()
-        if verify:
-            self.verify()
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -104,42 +106,11 @@ class PackedStore:
         for number in np.unique(shard):
             here = shard == number
             samples[here] = self._shards[number][rows[here]]
-        bad = first_non_finite(samples)
-        if bad is not None:
-            path = self.folder / self._entries[shard[bad]]["file"]
-            raise DataError(f"sample {indices[bad]} in {path} holds NaN or infinity; extract the features again")
+        bad = non_finite_rows(samples)
+        if len(bad):
+            path = self.folder / self._entries[shard[bad[0]]]["file"]
+            raise DataError(f"sample {indices[bad[0]]} in {path} holds NaN or infinity; extract the features again")
         return samples, self.labels[indices]
-
-    def verify(self) -> None:
-        """Compare the sha256 of every file with the index; raises DataError naming all that differ."""
-        entries = [*self._entries, self.index["labels"]]
-        bad = [entry["file"] for entry in entries if sha256(self.folder / entry["file"]) != entry["sha256"]]
-        if bad:
-            raise DataError(f"damaged in {self.folder}: {', '.join(bad)} (sha256 differs); {MEND}")
-
-    def _open_shard(self, entry: dict) -> np.ndarray:
-        path = self._check_size(entry)
-        array, shape = map_npy(path), (entry["length"], *self.sample_shape)
-        if array.shape != shape or array.dtype != self.index["dtype"]:
-            stated = f"{self.index['dtype']} {list(shape)}"
-            raise DataError(f"{path} is {array.dtype} {list(array.shape)}, {INDEX} says {stated}; {MEND}")
-        return array
-
-    def _open_labels(self) -> np.ndarray:
-        path = self._check_size(self.index["labels"])
-        labels = read_npy(path)
-        if labels.shape != (len(self),) or labels.dtype != np.int64:
-            raise DataError(f"{path} is {labels.dtype} {list(labels.shape)}, expected int64 [{len(self)}]; {MEND}")
-        check_labels(labels, self.num_classes, path)
-        return labels
-
-    def _check_size(self, entry: dict) -> Path:
-        path = self.folder / entry["file"]
-        if not path.is_file():
-            raise DataError(f"{path} is missing; {MEND}")
-        if path.stat().st_size != entry["bytes"]:
-            raise DataError(f"{path} has {path.stat().st_size} bytes, {INDEX} says {entry['bytes']}; {MEND}")
-        return path
 
 
 class StoreWriter:
@@ -223,9 +194,9 @@ class StoreWriter:
         with np.errstate(over="ignore"):  # an overflow to infinity is reported below, with its sample
             parts = {key: part.astype(self._index["dtype"], copy=False) for key, part in parts.items()}
         for part in parts.values():
-            bad = first_non_finite(part)
-            if bad is not None:
-                number = self._index["num_samples"] + bad
+            bad = non_finite_rows(part)
+            if len(bad):
+                number = self._index["num_samples"] + bad[0]
                 raise DataError(
                     f"sample {number} is not finite in {self._index['dtype']}; check the image or use float32"
                 )
@@ -241,8 +212,7 @@ class StoreWriter:
             self._flush()
         labels = np.concatenate(self._labels)
         self._index["labels"] = write_file(self.folder / LABELS, functools.partial(np.save, arr=labels))
-        text = json.dumps(self._index, indent=1, ensure_ascii=False) + "\n"
-        write_file(self.folder / INDEX, lambda file: file.write(text.encode()))
+        write_file(self.folder / INDEX, lambda file: file.write(index_text(self._index)))
 
     def __enter__(self) -> "StoreWriter":
         """Return itself."""

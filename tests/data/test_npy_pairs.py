@@ -116,8 +116,8 @@ def test_a_feature_that_does_not_fit_is_named(tmp_path, feature, message):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (np.array([5]), r"says class 5 of 5; raise --num-classes"),
-        (np.array([-1]), "says class -1"),
+        (np.array([5]), r"\(sample 3\) says class 5 of 5; raise --num-classes"),
+        (np.array([-1]), r"\(sample 3\) says class -1"),
         (np.array([1, 2]), r"int64 \[2\], expected one integer"),
         (np.array([1.0]), "float64"),
         (np.array([None]), "not a readable plain .npy"),
@@ -150,7 +150,8 @@ def test_a_file_that_vanishes_after_opening_is_named(tmp_path):
         pairs.gather(np.array([6]))
 
 
-def test_a_first_file_that_is_no_latent_is_refused(tmp_path):
-    write_pairs(tmp_path, shape=(256,))
-    with pytest.raises(DataError, match=r"is \[256\], expected \[1,C,h,w\]"):
+@pytest.mark.parametrize("shape", [(256,), (1, 4, 0, 2), (2, 4, 2, 2)])
+def test_a_first_file_that_is_no_latent_is_refused(tmp_path, shape):
+    write_pairs(tmp_path, shape=shape)
+    with pytest.raises(DataError, match=r"0\.npy is float32 \[.*\], expected floats of \[1,C,h,w\]"):
         NpyPairs(tmp_path)

@@ -11,8 +11,9 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from datetime import date
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_type_hints
 
 from paddle_dit.errors import ConfigError, nearest
 
@@ -34,8 +35,7 @@ def parse(recipe_type: type[T], argv: Sequence[str] | None = None, *, descriptio
 
     argv = list(sys.argv[1:] if argv is None else argv)
     if any(field.name == "config" for field in fields(recipe_type)):
-        booleans = {field.name for field in fields(recipe_type) if field.type in (bool, "bool")}
-        argv = [*_recipe_flags(argv, booleans), *argv]
+        argv = [*_recipe_flags(argv, recipe_type), *argv]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -51,54 +51,123 @@ def parse(recipe_type: type[T], argv: Sequence[str] | None = None, *, descriptio
     return recipe
 
 
-def _recipe_flags(argv: Sequence[str], booleans: set[str]) -> list[str]:
+def _recipe_flags(argv: Sequence[str], recipe_type: type) -> list[str]:
     """Return the flags written in the YAML file that ``-c``/``--config`` names, or none."""
     path = None
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+    for flag, value in zip(argv, [*argv[1:], ""], strict=False):
         if flag in ("-c", "--config"):
             path = Path(value)
         elif flag.startswith(("-c=", "--config=")):
             path = Path(flag.split("=", 1)[1])
     if path is None:
         return []
-    return [token for key, value in read_recipe(path).items() for token in _as_flag(path, str(key), value, booleans)]
+    booleans = {field.name for field in fields(recipe_type) if field.type in (bool, "bool")}
+    tokens = []
+    for key, value in read_recipe(path, _names(recipe_type)).items():
+        tokens += _as_flag(path, key, value, key in booleans)
+    return tokens
 
 
-def read_recipe(path: Path) -> dict:
-    """Return the ``key: value`` lines of a YAML (or JSON) file; ConfigError where it holds anything else."""
+def _names(recipe_type: type) -> set[str]:
+    """Return the names that a recipe may have as keys, with underscores: the fields' and their long aliases."""
+    names = set()
+    for name, hint in get_type_hints(recipe_type, include_extras=True).items():
+        aliases = [alias for extra in getattr(hint, "__metadata__", ()) for alias in extra.aliases or ()]
+        names |= {name, *(alias[2:].replace("-", "_") for alias in aliases if alias.startswith("--"))}
+    return names
+
+
+def read_recipe(path: Path, names: set[str]) -> dict[str, str | bool | list[str] | None]:
+    """Read the ``key: value`` lines of a YAML or JSON file.
+
+    Args:
+        path: the file.
+        names: the keys that it may have, with underscores; it may write them with hyphens.
+
+    Returns:
+        Name with underscores -> text, list of texts, true, false or None.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds anything that one flag could not say. No key or value can be
+            taken for another flag.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}; give an existing YAML file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    keys = _load_yaml(path, text)
+    if not isinstance(keys, dict):
+        raise ConfigError(f"{path} must hold 'key: value' lines, one per flag")
+    known = {}
+    for key, value in keys.items():
+        name = key.replace("-", "_") if isinstance(key, str) else None
+        if name == "config":
+            raise ConfigError(f"{path}: a recipe cannot name another recipe; remove 'config'")
+        if name not in names:
+            spelled = names if "_" in str(key) else [known.replace("_", "-") for known in names]
+            hint = nearest(key, spelled) if name else ""
+            raise ConfigError(f"{path}: unknown option {key!r}.{hint} See --help for the whole list.")
+        if name in known:
+            raise ConfigError(f"{path}: '{key}' is there twice; remove one")
+        known[name] = _plain(path, key, value)
+    return known
+
+
+def _load_yaml(path: Path, text: str) -> object:
     import yaml
 
     try:
-        keys = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}; give an existing YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(keys, dict):
-        raise ConfigError(f"{path} must hold 'key: value' lines, one per flag")
-    return keys
+        # A few aliases of aliases can stand for gigabytes, and flat lines have no use for them.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise yaml.YAMLError("aliases (*name) are not admitted")
+        keys = yaml.safe_load(text)
+    except Exception as error:  # a tag such as !!int before text that is none fails in many ways
+        reason = str(error) or type(error).__name__
+        raise ConfigError(f"{path} is not valid YAML: {reason.splitlines()[0]}") from None
+    return {} if keys is None else keys
 
 
-def _as_flag(path: Path, key: str, value: object, booleans: set[str]) -> list[str]:
-    flag = key.replace("_", "-")
-    if flag == "config":
-        raise ConfigError(f"{path}: a recipe cannot name another recipe; remove 'config'")
+def _plain(path: Path, key: str, value: object) -> str | bool | list[str] | None:
+    """Return a value of a recipe as text, or a list of texts; true, false and None stay."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, list):
+        items = [_plain(path, key, item) for item in value if not isinstance(item, list)]
+        if len(items) < len(value) or not all(isinstance(item, str) for item in items):
+            raise ConfigError(f"{path}: '{key}' holds a nested list or no value; write numbers or words")
+        if any(re.match("-[^0-9.]", item) for item in items):
+            raise ConfigError(f"{path}: '{key}' holds a word that begins with '-'; a list cannot name a flag")
+        return items
+    if not isinstance(value, str | int | float | date):
+        raise ConfigError(f"{path}: '{key}' holds a nested mapping; write flat 'key: value' lines")
+    try:
+        text = str(value)
+        text.encode()
+    except ValueError:  # an integer of thousands of digits, or half a surrogate pair
+        raise ConfigError(f"{path}: '{key}' holds a number or character that cannot be written out") from None
+    if "\0" in text:
+        raise ConfigError(f"{path}: '{key}' holds a NUL character; remove it")
+    return text
+
+
+def _as_flag(path: Path, name: str, value: str | bool | list[str] | None, boolean: bool) -> list[str]:
+    flag = name.replace("_", "-")
     if value is None:
         return []
-    if key.replace("-", "_") in booleans and not isinstance(value, bool):
-        raise ConfigError(f"{path}: '{key}' must be true or false, got {value!r}")
+    if boolean != isinstance(value, bool):
+        expected = "true or false" if boolean else "no truth value"
+        raise ConfigError(f"{path}: '{name}' must be {expected}, got {value!r}")
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
-    if isinstance(value, list):
-        return [f"--{flag}", *map(str, value)]
-    if isinstance(value, dict):
-        raise ConfigError(f"{path}: '{key}' holds a nested mapping; write flat 'key: value' lines")
-    return [f"--{flag}", str(value)]
+    return [f"--{flag}", *value] if isinstance(value, list) else [f"--{flag}={value}"]
 
 
 def _first_paragraph(box: str) -> str:
-    """Reduce the parser's boxed message to its first sentence."""
-    lines = [re.sub(r"^[│\s]+|[│\s]+$", "", line) for line in box.splitlines()]
-    lines = [line for line in lines if line and line[0] not in "╭╰─"]
-    paragraph = " ".join(lines) if lines else "the command line could not be read"
-    return paragraph.split(" Got errors:")[0].split(" Argument helptext:")[0].rstrip(".") + ". See --help."
+    """Reduce the parser's message, boxed or, where the terminal takes ASCII alone, ruled, to its first sentence."""
+    lines = [line.strip("│ ") for line in box.splitlines()]
+    rules = [number for number, line in enumerate(lines) if re.match("[╭╰─]|---", line)]
+    paragraph = " ".join(filter(None, lines[rules[0] + 1 : rules[1]] if len(rules) > 1 else lines))
+    paragraph = paragraph.split(" Got errors:")[0].split(" Argument helptext:")[0].rstrip(".")
+    return f"{paragraph or 'the command line could not be read'}. See --help."

@@ -16,6 +16,7 @@ _WIDTHS = {
 }
 _PATCHES = (2, 4, 8)
 _DIGITS = "DiT-Digits/2"
+_LARGEST, _DEEPEST = 2**31 - 1, 10_000  # far beyond what can be trained; a damaged file may say anything
 
 PRESETS = {
     **{
@@ -26,6 +27,10 @@ PRESETS = {
     # For the embedded digits: small enough to learn them in minutes on two cores.
     _DIGITS: {"patch_size": 2, "depth": 3, "hidden_size": 96, "num_heads": 4, "sample_size": 8, "num_classes": 10},
 }
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value <= _LARGEST
 
 
 @dataclass(frozen=True)
@@ -71,30 +76,31 @@ class DiTConfig:
     def _check(self) -> None:
         size = self.sample_size
         sides = size if isinstance(size, tuple) else (size, size)
-        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-            raise ConfigError(f"sample_size must be one int or two, got {size!r}")
+        if len(sides) != 2 or not all(_is_count(side) for side in sides):
+            raise ConfigError(f"sample_size must be one int or two, at most {_LARGEST}, got {size!r}")
         for name in ("patch_size", "in_channels", "hidden_size", "depth", "num_heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} must be a positive int, got {value!r}")
+            value, most = getattr(self, name), _DEEPEST if name == "depth" else _LARGEST
+            if not _is_count(value) or not 1 <= value <= most:
+                raise ConfigError(f"{name} must be a positive int, at most {most}, got {value!r}")
         if any(side < 1 or side % self.patch_size for side in sides):
             raise ConfigError(f"sample_size {size} must be a positive multiple of patch_size {self.patch_size}")
         if self.hidden_size % self.num_heads:
             raise ConfigError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
         if self.hidden_size % 4:
             raise ConfigError(f"hidden_size {self.hidden_size} must be a multiple of 4 (sin-cos position table)")
-        if not isinstance(self.num_classes, int) or self.num_classes < 0:
-            raise ConfigError(f"num_classes must be 0 (unconditional) or more, got {self.num_classes!r}")
+        if not _is_count(self.num_classes) or self.num_classes < 0:
+            raise ConfigError(f"num_classes must be 0 (unconditional) to {_LARGEST}, got {self.num_classes!r}")
         for name in ("mlp_ratio", "class_dropout_prob", "norm_eps"):
             if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int | float):
                 raise ConfigError(f"{name} must be a number, got {getattr(self, name)!r}")
-        if not self.mlp_ratio > 0 or not self.norm_eps > 0:
-            raise ConfigError(f"mlp_ratio and norm_eps must be positive, got {self.mlp_ratio} and {self.norm_eps}")
+        for name in ("mlp_ratio", "norm_eps"):
+            if not 0 < getattr(self, name) <= _LARGEST:
+                raise ConfigError(f"{name} must be positive and at most {_LARGEST}, got {getattr(self, name)}")
         if not isinstance(self.learn_sigma, bool):
             raise ConfigError(f"learn_sigma must be true or false, got {self.learn_sigma!r}")
         if not 0 <= self.class_dropout_prob < 1:
             raise ConfigError(f"class_dropout_prob must be in [0, 1), got {self.class_dropout_prob}")
-        if self.frequency_shift not in (0, 1):
+        if not _is_count(self.frequency_shift) or self.frequency_shift not in (0, 1):
             raise ConfigError(
                 f"frequency_shift must be 0 (the paper's code) or 1 (ppdiffusers), got {self.frequency_shift}"
             )
@@ -219,6 +225,10 @@ class ModelInfo:
         values = read_json(Path(path), ConfigError)
         if values.get("format") != "paddle_dit" or not isinstance(values.get("model"), dict):
             raise ConfigError(f"{path} does not describe a paddle_dit model")
-        names = values.get("label_names")
-        names = {int(key): str(name) for key, name in names.items()} if isinstance(names, dict) else None
-        return cls(DiTConfig.from_dict(values["model"]), names, values.get("vae"))
+        names, vae = values.get("label_names"), values.get("vae")
+        if not isinstance(names, dict | None) or not all(key.isdecimal() and len(key) < 20 for key in names or ()):
+            raise ConfigError(f"{path}: 'label_names' must be class ids with their names")
+        if not isinstance(vae, dict | None):
+            raise ConfigError(f"{path}: 'vae' must be what is known of the VAE")
+        names = None if names is None else {int(key): str(name) for key, name in names.items()}
+        return cls(DiTConfig.from_dict(values["model"]), names, vae)

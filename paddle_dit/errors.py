@@ -15,6 +15,8 @@ _MENDS = {
     errno.EROFS: "choose a folder that can be written",
     errno.ENOTDIR: "choose a path whose parents are folders",
     errno.EISDIR: "name a file, not a folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "choose a path whose links end somewhere",
     errno.ENOSPC: "free some space, then run the same command again",
     errno.EDQUOT: "free some space, then run the same command again",
 }

@@ -4,6 +4,7 @@ Image ``i`` of a seed depends on ``(seed, i)`` alone: its starting noise and eve
 its own, whatever the batch size and whichever other images are drawn.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -54,6 +55,10 @@ class SamplingOptions:
             raise ConfigError(f"num_inference_steps must be 1 to {NUM_TRAIN_TIMESTEPS}, got {self.num_inference_steps}")
         if not 0 <= self.seed <= MAX_SEED:
             raise ConfigError(f"seed must be 0 to {MAX_SEED}, got {self.seed}")
+        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
+            raise ConfigError(f"guidance_scale must be a finite number, got {self.guidance_scale}")
+        if self.guidance_channels < 1:
+            raise ConfigError(f"guidance_channels must be 1 or more, got {self.guidance_channels}")
 
     def for_model(self, config: DiTConfig) -> "SamplingOptions":
         """Return these options with the guidance scale that a model of this configuration is drawn with."""

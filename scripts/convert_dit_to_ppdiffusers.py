@@ -43,7 +43,7 @@ def read_names(path: Path, num_classes: int) -> dict[int, str]:
 
     names = read_json(path, ConversionError)
     for label, name in names.items():
-        if not label.isdecimal() or int(label) >= num_classes or not isinstance(name, str):
+        if not label.isdecimal() or len(label) > 19 or int(label) >= num_classes or not isinstance(name, str):
             raise ConfigError(
                 f'{path}: "{label}": {json.dumps(name)} must be a class id below {num_classes} and its name'
             )

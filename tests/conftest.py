@@ -3,13 +3,20 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import configuration, settings
 
 from paddle_dit import runtime
 
 runtime.prepare()
+
+# The same examples every time, whatever the machine's speed; hypothesis keeps nothing in the project's folder.
+configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "paddle-dit-hypothesis")
+settings.register_profile("tests", database=None, derandomize=True, deadline=None)
+settings.load_profile("tests")
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"

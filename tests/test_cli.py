@@ -22,6 +22,10 @@ def test_flags_take_hyphens_and_underscores():
     assert (recipe.global_batch_size, recipe.max_steps, recipe.resume, str(recipe.output_dir)) == (32, 7, False, "x")
 
 
+def test_no_argument_gives_the_defaults():
+    assert parse_recipe() == TrainRecipe()
+
+
 def test_the_command_line_overrides_the_recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("model: DiT-S/4\nlearning_rate: 3.0e-4\nadam-betas: [0.8, 0.9]\nresume: false\nmax_steps: null\n")
@@ -29,6 +33,20 @@ def test_the_command_line_overrides_the_recipe(tmp_path):
     assert (recipe.model, recipe.learning_rate, recipe.adam_betas) == ("DiT-B/4", 3e-4, (0.8, 0.9))
     assert recipe.resume is False
     assert recipe.max_steps is None
+
+
+def test_a_recipe_takes_the_other_names_of_flags_and_any_plain_value(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("results-dir: 2026-01-01\nvae: --x\nguidance_scales: [1, 2.5]\nmax_grad_norm: -1\nmodel: ''\n")
+    recipe = parse_recipe("-c", str(path))
+    assert (str(recipe.output_dir), recipe.vae_name_or_path, recipe.model) == ("2026-01-01", "--x", "")
+    assert (recipe.guidance_scales, recipe.max_grad_norm) == ((1.0, 2.5), -1.0)
+
+
+def test_an_empty_recipe_changes_nothing(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("# nothing yet\n")
+    assert parse_recipe("-c", str(path)) == TrainRecipe(config=path)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +63,7 @@ def test_wrong_flags_are_one_line(argv, message):
     with pytest.raises(ConfigError, match=message) as caught:
         parse_recipe(*argv)
     assert "\n" not in str(caught.value)
+    assert "---" not in str(caught.value)  # the rules that a terminal without UTF-8 gets
 
 
 @pytest.mark.parametrize(
@@ -57,6 +76,19 @@ def test_wrong_flags_are_one_line(argv, message):
         ("learning_rate: fast", "--learning-rate"),
         ("resume: 'no'", "'resume' must be true or false"),
         ("config: other.yaml", "cannot name another recipe"),
+        ("tyro-write-completion: [bash, written]", "unknown option 'tyro-write-completion'"),
+        ("help: true", "unknown option 'help'"),
+        ("3: 4", "unknown option 3"),
+        ("max-steps: 3\nmax_steps: 4", "'max_steps' is there twice"),
+        ("max_steps: true", "'max_steps' must be no truth value"),
+        ("guidance_scales: [1, --dry-run]", "a list cannot name a flag"),
+        ("guidance_scales: [1, [2]]", "nested list"),
+        ("guidance_scales: [1, null]", "nested list or no value"),
+        ("model: !!int ''", "not valid YAML: string index out of range"),
+        ("model: &a x\noutput_dir: *a", "aliases .* are not admitted"),
+        ('model: "a\\0b"', "'model' holds a NUL"),
+        ('model: "\\ud800"', "cannot be written out"),
+        ("max_steps: 0x" + "f" * 5000, "cannot be written out"),
     ],
 )
 def test_wrong_recipes_are_one_line(tmp_path, text, message):

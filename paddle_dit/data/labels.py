@@ -66,7 +66,7 @@ def _resolve(label: str | int, id2label: Mapping[int, str], written: Mapping, fo
         if matches:
             choices = ", ".join(f"{match} ({id2label[match].split(',')[0]})" for match in matches)
             raise ConfigError(f"'{name}' names several classes: {choices}; give one of these ids")
-        if not name.isdecimal():
+        if not name.isdecimal() or len(name) > 18:
             raise ConfigError(f"no class is called '{name}'.{nearest(name, written)} A class id works too")
     if int(label) not in id2label:
         raise ConfigError(f"there is no class {label}; the ids are {min(id2label)} to {max(id2label)}")

@@ -15,6 +15,7 @@ from paddlenlp.trainer.trainer_utils import IntervalStrategy
 
 from paddle_dit.cli import read_recipe
 from paddle_dit.errors import ConfigError, PaddleDiTError, nearest
+from paddle_dit.runtime import sees_gpu
 from paddle_dit.training.plan import Plan
 from paddle_dit.training.recipe import TrainRecipe
 
@@ -47,6 +48,10 @@ class DiTTrainingArguments(TrainingArguments):
     ema_decay: float = _option(0.9999, "Decay of the averaged weights.")
     ema_warmup: bool = _option(False, "Begin with a smaller decay, for short runs.")
     recompute_every: int = _option(1, "With --recompute: recompute every k-th block only.")
+    keep_every: Optional[int] = _option(None, "With --save_total_limit: keep also the steps divisible by this.")  # noqa: UP045
+    async_save: Optional[bool] = _option(None, "Save in the background: true or false; default: on a GPU.")  # noqa: UP045
+    allow_changes: bool = _option(False, "Continue even with other data, seed, batch or model settings.")
+    deterministic: bool = _option(False, "On a GPU, use only kernels that give the same bits each time.")
     max_skipped_steps: int = _option(0, "Steps that may be skipped because a loss is not finite.")
     eval_samples: int = _option(1024, "Samples held out for --eval_steps, unless --eval_path has them.")
     eval_path: Optional[str] = _option(None, "Held-out latents of their own.")  # noqa: UP045
@@ -80,7 +85,7 @@ class DiTTrainingArguments(TrainingArguments):
         try:
             super().__post_init__()
         except (ValueError, AssertionError) as error:
-            raise ConfigError(str(error)) from error
+            raise ConfigError(str(error) or "PaddleNLP's TrainingArguments cannot use one of these values") from error
 
     def _refuse_what_is_not_offered(self) -> None:
         if self.fp16 and self.bf16:
@@ -90,6 +95,8 @@ class DiTTrainingArguments(TrainingArguments):
                 "--tensor_parallel_degree of the Trainer needs layers that a DiT has not got; use train.py "
                 "--tensor-parallel-degree"
             )
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ConfigError(f"--warmup_ratio must be in [0, 1], got {self.warmup_ratio}")
         if self.recompute_every < 1:
             raise ConfigError(f"--recompute_every must be 1 or more, got {self.recompute_every}")
         if self.sharding not in ("", "stage1", "stage2", "stage3"):
@@ -112,6 +119,7 @@ class DiTTrainingArguments(TrainingArguments):
         explicit = self.resume_from_checkpoint not in (None, "", "last", "true", "True")
         return {
             "model": self.model_name_or_config,
+            "async_save": sees_gpu() if self.async_save is None else self.async_save,
             "eval_path": Path(self.eval_path) if self.eval_path else None,
             "guidance_scales": tuple(self.guidance_scales),
             "global_batch_size": self.per_device_train_batch_size * self.gradient_accumulation_steps * ranks,
@@ -249,9 +257,9 @@ class _Parser(PdArgumentParser):
 
 def _as_flags(recipe: Path) -> list[str]:
     flags = []
-    for key, value in read_recipe(recipe).items():
-        values = value if isinstance(value, list) else [value]
-        flags += [] if value is None else [f"--{key}", *map(str, values)]
+    for name, value in read_recipe(recipe, {option.name for option in fields(DiTTrainingArguments)}).items():
+        if value is not None:
+            flags += [f"--{name}", *value] if isinstance(value, list) else [f"--{name}={value}"]
     return flags
 
 

@@ -69,7 +69,7 @@ def test_wrong_flags_are_one_line(argv, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("max_stpes: 3", "Did you mean 'max-steps'"),
+        ("max_stpes: 3", "Did you mean 'max_steps'"),
         ("model: [", "not valid YAML"),
         ("- a", "key: value"),
         ("model: {name: a}", "nested"),

@@ -54,15 +54,11 @@ class Save:
 
 def measure(session, rounds: int) -> tuple[dict[str, list[Save]], float]:
     """Save by turns within an open session; return the figures and the median seconds of an undisturbed step."""
-    from paddle_dit.training.background import Background
-
-    ways = {name: Background(enabled) for name, enabled in WAYS.items()}
     _timed(session)  # warms up
     usual = statistics.median(_timed(session) for _ in range(5))
-    saves: dict[str, list[Save]] = {name: [] for name in ways}
+    saves: dict[str, list[Save]] = {name: [] for name in WAYS}
     for turn in range(rounds + 1):
-        for name, background in ways.items():
-            session.background = background
+        for name, session.recipe.async_save in WAYS.items():
             found = _save(session, usual)
             if turn:
                 saves[name].append(found)

@@ -71,16 +71,19 @@ def save_checkpoint(run_folder: Path, step: int, info: ModelInfo, tensors: dict[
     """
     final = run_folder / f"checkpoint-{step}"
     partial = run_folder / f".checkpoint-{step}.tmp"
-    shutil.rmtree(partial, ignore_errors=True)
+    _delete(partial)
     try:
         _check_space(run_folder, tensors)
         _write(partial, step, info, tensors, state)
-        if final.exists():  # a run resumes from its newest whole checkpoint, so one that is in the way is damaged
-            shutil.rmtree(final)
+        replaced = run_folder / f"checkpoint-{step}.replaced"
+        if os.path.lexists(final):  # whatever is in the way, it goes when the new one is there
+            _delete(replaced)
+            os.rename(final, replaced)
         os.rename(partial, final)
         flush_to_disk(run_folder)
+        _delete(replaced)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        _delete(partial)
         raise CheckpointError(
             f"cannot write {final}: {error}; earlier checkpoints are whole: free some space or mend the folder, "
             "then run the same command again"
@@ -212,16 +215,19 @@ def remove_leftovers(run_folder: Path) -> None:
     """Delete what an interrupted save left behind."""
     for path in run_folder.glob(".checkpoint-*"):
         if _LEFTOVER.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+            _delete(path)
 
 
-def remove_old(newest: Checkpoint, limit: int, keep_every: int | None = None) -> None:
+def remove_old(
+    newest: Checkpoint, limit: int, keep_every: int | None = None, report: Callable[[str], None] = print
+) -> None:
     """Delete the checkpoints beside ``newest`` but the newest ``limit``, once it has been verified.
 
     Args:
         newest: counts among those kept.
         limit: 1 or more.
         keep_every: those of steps divisible by this are kept besides.
+        report: is told, in one line each, which could not be deleted.
 
     Raises:
         CheckpointError: ``newest`` is not whole; nothing has been deleted.
@@ -235,8 +241,20 @@ def remove_old(newest: Checkpoint, limit: int, keep_every: int | None = None) ->
         open_checkpoint(newest.folder)
     for folder in old:  # each vanishes at once, or becomes a leftover
         leftover = folder.with_name(f".{folder.name}.tmp")
-        os.rename(folder, leftover)
-        shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            os.rename(folder, leftover)
+        except OSError as error:
+            report(f"cannot delete {folder}: {error.strerror}")
+        else:
+            _delete(leftover)
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder, or the link or file that is there in its stead, if any; what a link points to stays."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def step_of(folder: Path) -> int:
@@ -245,8 +263,8 @@ def step_of(folder: Path) -> int:
 
 
 def checkpoint_folders(run_folder: Path) -> list[Path]:
-    """Return the checkpoint folders of a run, whole or not, the newest first."""
-    found = [path for path in run_folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    """Return what has a checkpoint's name in a run, whole or not, the newest first; a link may lead nowhere."""
+    found = [path for path in run_folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=step_of, reverse=True)
 
 

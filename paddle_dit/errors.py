@@ -65,7 +65,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def entry_point(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorate the ``main`` of a script: a :class:`PaddleDiTError` becomes one line on stderr and exit code 2."""
+    """Decorate the ``main`` of a script: a :class:`PaddleDiTError` becomes one line on stderr and exit code 2.
+
+    So does Ctrl-C, with code 130, where the script has no better answer.
+    """
 
     @functools.wraps(main)
     def run(*args, **kwargs) -> None:
@@ -80,5 +83,8 @@ def entry_point(main: Callable[..., None]) -> Callable[..., None]:
                 raise
             print(f"error: {error.filename or 'a file'}: {error.strerror}; {_MENDS[error.errno]}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            sys.exit(130)
 
     return run

@@ -28,12 +28,16 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, flag: str, report: Callable[[str], None] = print):
-        self._file = (folder / LOCK).open("a+", encoding="utf-8")
-        self._file.seek(0)
-        holder = _holder(self._file.read())
+        self._folder, self._flag, self._report = folder, flag, report
+        self._take()
+
+    def _take(self) -> None:
+        folder, flag, report = self._folder, self._flag, self._report
+        self._file = (folder / LOCK).open("a+", encoding="utf-8", errors="replace")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            holder = self._holder()
             self._file.close()
             raise ConfigError(
                 f"{flag} {folder} is in use by {holder or 'another process'}; wait for it, stop it, or choose another "
@@ -42,9 +46,18 @@ class FolderLock:
         except OSError as error:
             report(f"warning: {folder} cannot be locked ({error.strerror}): see that no other run writes there")
         else:
-            if holder:
+            if holder := self._holder():
                 report(f"{folder} was in use by {holder}, which ended without a word: taking over")
         self._write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+
+    def keep(self) -> None:
+        """Lock anew where the folder has been moved away, making it again; raises ConfigError as at first."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._file.fileno()), (self._folder / LOCK).stat()):
+                return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file.close()
+        self._take()
 
     def release(self) -> None:
         """Let others have the folder; may be called twice."""
@@ -53,16 +66,16 @@ class FolderLock:
                 self._write("")
             self._file.close()
 
+    def _holder(self) -> str | None:
+        """Return who wrote the lock's text, or None where it was released or says nothing of the kind."""
+        self._file.seek(0)
+        try:
+            values = json.loads(self._file.read())
+            return f"process {int(values['pid'])} on {' '.join(str(values['host']).split())}"
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return None
+
     def _write(self, text: str) -> None:
         self._file.truncate(0)
         self._file.write(text)
         self._file.flush()
-
-
-def _holder(text: str) -> str | None:
-    """Return who wrote a lock's text, or None where it was released."""
-    try:
-        values = json.loads(text)
-        return f"process {int(values['pid'])} on {values['host']}"
-    except (ValueError, KeyError, TypeError):
-        return None

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -147,6 +148,40 @@ def test_only_the_newest_are_kept(save, tmp_path):
     remove_old(newest, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100", "checkpoint-x"]
     assert newest_checkpoint(tmp_path).step == 100
+
+
+def test_one_that_cannot_be_deleted_is_told_and_the_others_go(save, tmp_path, monkeypatch):
+    newest = [save(step) for step in (1, 2, 3)][-1]
+    rename = os.rename
+
+    def also_deleted_by_another(source, target):
+        if source.name == "checkpoint-1":
+            raise FileNotFoundError(2, "No such file or directory", str(source))
+        rename(source, target)
+
+    monkeypatch.setattr("paddle_dit.checkpoint.os.rename", also_deleted_by_another)
+    told = []
+    remove_old(newest, 1, report=told.append)
+    assert told == [f"cannot delete {tmp_path / 'checkpoint-1'}: No such file or directory"]
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["checkpoint-3", "checkpoint-1"]
+
+
+def test_what_is_replaced_goes_last(save, tmp_path, monkeypatch):
+    before = save(2).folder.joinpath("manifest.json").read_bytes()
+    rename = os.rename
+
+    def killed_before_the_second(source, target):
+        if target.name == "checkpoint-2":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr("paddle_dit.checkpoint.os.rename", killed_before_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        save(2)
+    assert (tmp_path / "checkpoint-2.replaced" / "manifest.json").read_bytes() == before
+    monkeypatch.undo()
+    save(2)
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["checkpoint-2"]
 
 
 def test_a_checkpoint_that_is_being_deleted_is_a_leftover_and_no_checkpoint(save, tmp_path, monkeypatch):

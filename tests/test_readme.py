@@ -27,6 +27,7 @@ SMALLER = [
     ("--num-inference-steps 250", "--num-inference-steps 2"),
     ("--num-inference-steps 50", "--num-inference-steps 2"),
     ("num_inference_steps=25", "num_inference_steps=2"),
+    ("--kills 10", "--kills 1"),
 ]
 
 
@@ -80,7 +81,7 @@ def run(folder, command):
 
 def test_commands_and_snippet_run_as_written(folder):
     ran = [line for line in commands() if "benchmarks/" not in line]
-    assert len(ran) == 8
+    assert len(ran) == 10
     for line in ran:
         program, *arguments = shlex.split(smaller(line))
         run(folder, [{"python": sys.executable}.get(program, program), *arguments])
@@ -113,7 +114,7 @@ def test_two_machines_train_together_as_written(folder):
 @pytest.mark.slow
 def test_benchmarks_run_as_written(folder):
     ran = [line for line in commands() if "benchmarks/" in line]
-    assert len(ran) == 2
+    assert len(ran) == 3
     for line in ran:
         assert "ratio" in run(folder, [sys.executable, *shlex.split(line)[1:]])
 

@@ -1,31 +1,24 @@
-"""Work that goes on while training does: one piece at a time, and its failure is never overlooked."""
+"""Work in a thread: one piece at a time, and its failure is never overlooked."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_one
 
 from tqdm import tqdm
 
 
 class Background:
-    """Does pieces of work in a thread, one after the other, or at once in the caller's. A context manager.
+    """Does pieces of work in a thread, one after the other. A context manager."""
 
-    Args:
-        enabled: whether to use a thread.
-    """
-
-    def __init__(self, enabled: bool):
-        self.enabled = enabled
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="background") if enabled else None
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="background")
         self._pending: Future | None = None
 
     def do(self, work: Callable[[], object]) -> None:
         """Wait for the piece before, then start this one; raises what the one before raised."""
         self.wait()
-        if self._pool is None:
-            work()
-        else:
-            self._pending = self._pool.submit(work)
+        self._pending = self._pool.submit(work)
 
     @property
     def busy(self) -> bool:
@@ -39,6 +32,14 @@ class Background:
 
     def wait(self) -> None:
         """Wait for the piece that is being done, and raise what it raised."""
+        for _ in self.waiting():
+            pass
+
+    def waiting(self) -> Iterator[None]:
+        """Wait likewise, and yield every second: for what must be done meanwhile."""
+        while self.busy:
+            wait_for_one([self._pending], timeout=1.0)
+            yield
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -56,5 +57,4 @@ class Background:
                 raise
             tqdm.write(f"and in the background: {error}", file=sys.stderr)
         finally:
-            if self._pool is not None:
-                self._pool.shutdown()
+            self._pool.shutdown()

@@ -1,7 +1,9 @@
 """What a run says while it trains: the progress bar, ``log.jsonl`` and VisualDL."""
 
+import errno
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -69,13 +71,23 @@ class Monitor:
             return
         prefix = "" if group == "train" else f"{group}_"
         line = {f"{prefix}{name}": value if math.isfinite(value) else None for name, value in values.items()}
-        self._log.parent.mkdir(parents=True, exist_ok=True)  # it may have been moved away while the run went on
-        with self._log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"step": step, **line}) + "\n")  # JSON has no NaN
+        self._append(json.dumps({"step": step, **line}) + "\n")  # JSON has no NaN
         for name, value in values.items() if self._visualdl else ():
             self._visualdl.add_scalar(tag=f"{group}/{name}", value=value, step=step)
         if group == "train":
             self._bar.set_postfix_str(_in_short(values), refresh=False)
+
+    def _append(self, line: str) -> None:
+        """Write a line whole or not at all; a run does not end for it, as there may be space again at its next save."""
+        try:
+            self._log.parent.mkdir(parents=True, exist_ok=True)  # it may have been moved away while the run went on
+            with self._log.open("ab", buffering=0) as log:
+                before = log.tell()
+                if log.write(line.encode()) < len(line.encode()):
+                    log.truncate(before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            tqdm.write(f"warning: a line of {self._log} is lost: {error.strerror}", file=sys.stderr)
 
     def add_image(self, tag: str, image: np.ndarray, step: int) -> None:
         """Show an image, uint8 ``[H, W, 3]``, in VisualDL."""
@@ -102,17 +114,29 @@ def _in_short(values: dict[str, float]) -> str:
     return ", ".join([*shown, f"{values['peak_memory_mib']:,.0f} MiB of tensors"])
 
 
+def read_log(folder: Path, step: int) -> list[dict]:
+    """Return the lines of a step in a run's log."""
+    try:
+        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines if _step_of(line) == step]
+
+
+def _step_of(line: str) -> float:
+    """Return a log line's step; infinity for a line that was cut off."""
+    try:
+        return json.loads(line)["step"] + 0
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 def _forget_later_lines(log: Path, start_step: int) -> None:
     """Drop the lines of steps that a resumed run will make again, and a last line that was cut off."""
     if not log.exists():
         return
-    kept, lines = [], log.read_text(encoding="utf-8").splitlines()
-    for line in lines:
-        try:
-            if json.loads(line)["step"] <= start_step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = [line for line in lines if _step_of(line) <= start_step]
     if kept != lines:
         text = "".join(f"{line}\n" for line in kept)
         replace_file(log, lambda file: file.write(text.encode()))

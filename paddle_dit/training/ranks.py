@@ -79,10 +79,11 @@ class Ranks:
         counts = paddle.to_tensor(facts, dtype="float32")
         try:
             dist.all_reduce(counts)
-        except RuntimeError as lost:  # gloo's connection to it
+        except RuntimeError as lost:  # gloo's
+            silent = "timeout" in str(lost).lower()
             raise PaddleDiTError(
-                "another rank is gone (killed, or out of memory?); the launcher's log folder may say why, and the"
-                " same command continues from the newest checkpoint"
+                f"another rank {'has been silent for long' if silent else 'is gone (killed, or out of memory?)'}; the"
+                " launcher's log folder may say why, and the same command continues from the newest checkpoint"
             ) from lost
         return [count > 0 for count in counts.tolist()]
 
@@ -116,6 +117,26 @@ class Ranks:
                 raise _first_of(errors) from error
         if error is not None:
             raise error
+
+    def wait_for_main(self, steps: Iterable[object]) -> None:
+        """Let the main rank go through ``steps`` while the others wait, however long it takes.
+
+        Each step must take some seconds at most: gloo gives up after 30 seconds without a word, so the ranks exchange
+        one after each.
+
+        Raises:
+            PaddleDiTError: the main rank failed, or is gone.
+        """
+        with self.together():
+            if not self.is_main:
+                while not self.any(False)[0]:
+                    pass
+                return
+            try:
+                for _ in steps:
+                    self.any(False)
+            finally:
+                self.any(True)
 
 
 def _portable(error: Exception | None) -> PaddleDiTError | None:

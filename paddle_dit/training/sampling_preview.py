@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,11 @@ from paddle_dit.training.ranks import Ranks
 
 FOLDER = "samples"
 RECONSTRUCTION = "training-latents.png"
+
+
+def picture_of(step: int) -> str:
+    """Return the name of a step's picture in :data:`FOLDER`."""
+    return f"step-{step:07d}.png"
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class SamplingPreview:
     """Draws the previews of a run: PNGs in ``<folder>/samples``, and VisualDL's images.
 
     Every rank draws an equal share. Latents are small, so the main rank collects and decodes them: the others need no
-    VAE and go on training at once. Without a VAE the run goes on without previews, after one warning.
+    VAE. Without a VAE the run goes on without previews, after one warning.
 
     Args:
         info: the model's configuration, the names of its classes and the VAE that made its latents.
@@ -70,7 +75,7 @@ class SamplingPreview:
         ranks: who draws; the main one decodes and writes.
         folder: the run's output folder.
         add_image: ``add_image(tag, image, step)`` takes uint8 ``[H, W, 3]``; called on the main rank alone.
-        before_each: called there before each image is decoded; what it raises ends the preview.
+        give_up: asked there before each image is decoded; when true, the preview ends without a picture.
     """
 
     def __init__(
@@ -80,10 +85,10 @@ class SamplingPreview:
         ranks: Ranks,
         folder: Path,
         add_image: Callable[[str, np.ndarray, int], None],
-        before_each: Callable[[], None] = lambda: None,
+        give_up: Callable[[], bool] = lambda: False,
     ):
         self.info, self.options, self.ranks = info, options, ranks
-        self._folder, self._add_image, self._before_each = folder / FOLDER, add_image, before_each
+        self._folder, self._add_image, self._give_up = folder / FOLDER, add_image, give_up
         self._names = Generator(None, None, info)  # labels and names need neither model nor VAE
         labels = self._names.default_labels()
         self.class_labels = [labels[index % len(labels)] for index in range(options.num_images)]
@@ -92,9 +97,13 @@ class SamplingPreview:
         self._dropped = [scale for scale in asked if scale not in self.guidance_scales]
         self._vae = None
         self._usable: bool | None = None  # unknown until the VAE has been tried
+        self._given_up = False
 
-    def draw(self, model, step: int, predict: Callable | None = None) -> None:
+    def draw(self, model, step: int, predict: Callable | None = None) -> bool:
         """Draw, and on the main rank decode, save and show; every rank must call it.
+
+        Returns:
+            on every rank, False where it was given up.
 
         Args:
             model: a :class:`~paddle_dit.models.dit.DiT` that carries the weights to draw with. It is in evaluation
@@ -104,16 +113,14 @@ class SamplingPreview:
                 with half precision.
         """
         if not self._find_vae():
-            return
+            return True
+        rows = []
         with _evaluating(model):
-            rows = {scale: self.draw_latents(predict or model, scale) for scale in self.guidance_scales}
-        if self.ranks.is_main:
-            grids = {}
-            for scale, latents in rows.items():
+            for scale in self.guidance_scales:
+                latents = self.draw_latents(predict or model, scale)
                 # "guidance" in the tag would make VisualDL cut the scale off, beside the run's name.
-                grid = self._show(f"samples/cfg {scale}", latents, self.class_labels, step)
-                grids[f"step {step:,}, guidance {scale}"] = grid
-            self._save(f"step-{step:07d}.png", grids)
+                rows.append((f"samples/cfg {scale}", f"step {step:,}, guidance {scale}", latents, self.class_labels))
+        return self._publish(picture_of(step), rows, step)
 
     def draw_latents(self, predict: Callable, guidance_scale: float) -> np.ndarray:
         """Return the latents of one row, float32 ``[N, C, h, w]``, on every rank; every rank must call it.
@@ -132,19 +139,22 @@ class SamplingPreview:
         shared = np.stack(parts[:: self.ranks.model_degree], axis=1)  # (share, ranks, C, h, w)
         return shared.reshape(-1, *config.sample_shape)[:count]
 
-    def reconstruct(self, latents: np.ndarray, class_labels: Sequence[int]) -> None:
+    def reconstruct(self, latents: np.ndarray, class_labels: Sequence[int]) -> bool:
         """Show what the VAE makes of training latents, once in a run; every rank must call it.
+
+        Returns:
+            on every rank, False where it was given up.
 
         Args:
             latents: float32 ``[N, C, h, w]``, N > 0, as the model is trained on them.
             class_labels: ``[N]``.
         """
-        if not self._find_vae() or not self.ranks.is_main or (self._folder / RECONSTRUCTION).exists():
-            return
+        if not self._find_vae() or self.ranks.from_main(int((self._folder / RECONSTRUCTION).exists())):
+            return True
         if self.info.config.num_classes == 0:  # the data's labels then mean nothing
             class_labels = [self.info.config.null_class] * len(latents)
-        grid = self._show("samples/training latents", latents, class_labels, 0)
-        self._save(RECONSTRUCTION, {"training latents, decoded": grid})
+        rows = [("samples/training latents", "training latents, decoded", latents, class_labels)]
+        return self._publish(RECONSTRUCTION, rows, 0)
 
     def _find_vae(self) -> bool:
         """Load the VAE at the first call; return on every rank whether there is one."""
@@ -161,7 +171,8 @@ class SamplingPreview:
         try:
             if name is None:
                 raise ConfigError("the data does not say which VAE made the latents; give --vae-name-or-path FOLDER")
-            with _same_random_state():  # a VAE draws initial weights before it gets its own
+            # A VAE draws initial weights before it gets its own, and its library takes the signals' handlers away.
+            with _same_random_state(), _same_signal_handlers():
                 vae = load_vae(name)
             check_fits(vae, self.info.config.in_channels, self.info.vae)
         except (PaddleDiTError, ImportError) as error:
@@ -169,20 +180,33 @@ class SamplingPreview:
             return None
         return vae
 
-    def _show(self, tag: str, latents: np.ndarray, class_labels: Sequence[int], step: int) -> Image.Image:
-        """Decode latents, add them to VisualDL and return their grid for a file."""
-        images = np.concatenate([self._decoded(latent) for latent in latents])
+    def _publish(self, name: str, rows: list[tuple], step: int) -> bool:
+        """Decode and show rows of (tag, title, latents, class labels), unless it is given up."""
+        self._given_up = False
+        self.ranks.wait_for_main(self._decode_and_show(name, rows, step))
+        return not self.ranks.from_main(int(self._given_up))
+
+    def _decode_and_show(self, name: str, rows: list[tuple], step: int) -> Iterator[None]:
+        grids = {}
+        for tag, title, latents, class_labels in rows:
+            images = []
+            for latent in latents:  # one by one: many large images at once may not fit beside a training model
+                self._given_up = self._give_up()
+                if self._given_up:
+                    return
+                images.append(decode(self._vae, latent[None]))
+                yield
+            grids[title] = self._show(tag, np.concatenate(images), class_labels, step)
+        self._save(name, grids)
+
+    def _show(self, tag: str, images: np.ndarray, class_labels: Sequence[int], step: int) -> Image.Image:
+        """Add images to VisualDL and return their grid for a file."""
         captions = [self._names.name_of(int(label)) for label in class_labels]
         cell = max(64, images.shape[2])
         # VisualDL fits an image into a square, where a row of eight would be small.
         nearly_square = labelled_grid(images, captions, min(4, len(images)), cell)
         self._add_image(tag, np.array(nearly_square), step)
         return labelled_grid(images, captions, min(8, len(images)), cell)
-
-    def _decoded(self, latent: np.ndarray) -> np.ndarray:
-        """Decode one: many large images at once may not fit beside a training model."""
-        self._before_each()
-        return decode(self._vae, latent[None])
 
     def _save(self, name: str, grids: dict[str, Image.Image]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -223,3 +247,13 @@ def _same_random_state():
         yield
     finally:
         paddle.set_rng_state(state)
+
+
+@contextmanager
+def _same_signal_handlers():
+    """Make Paddle's switch do nothing, which PaddleNLP turns on import: a stop signal would end the run unsaved."""
+    switch, paddle.disable_signal_handler = paddle.disable_signal_handler, lambda: None
+    try:
+        yield
+    finally:
+        paddle.disable_signal_handler = switch

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,14 +24,14 @@ from paddle_dit.checkpoint import (
     save_checkpoint,
     step_of,
 )
-from paddle_dit.config import ModelInfo
 from paddle_dit.errors import CheckpointError
-from paddle_dit.files import PARTIAL
+from paddle_dit.files import PARTIAL, flush_to_disk
 from paddle_dit.folder_lock import FolderLock
-from paddle_dit.training.monitor import LOG
+from paddle_dit.training.monitor import LOG, read_log
 from paddle_dit.training.optimizer import optimizer_tensors, restore_optimizer
-from paddle_dit.training.recipe import PLANNING, TrainRecipe
+from paddle_dit.training.recipe import PLANNING
 from paddle_dit.training.sampling_preview import FOLDER as SAMPLES
+from paddle_dit.training.sampling_preview import picture_of
 
 if TYPE_CHECKING:
     from paddle_dit.training.session import Session
@@ -40,26 +41,29 @@ _KEEP = "keep the former value, choose another --output-dir, start anew with --n
 
 
 def save(session: "Session") -> None:
-    """Save a checkpoint of the session; every rank returns when it is whole, or on its way in the background.
+    """Save a checkpoint of the session; every rank returns when it is whole, or with ``async_save`` on its way.
 
     Raises:
         CheckpointError: it, or the one before it in the background, could not be written; earlier ones are untouched.
     """
-    step, full = session.step, session.parallel.full
+    recipe, step, full = session.recipe, session.step, session.parallel.full
+    finished = session.background.waiting
+    session.ranks.wait_for_main(finished())  # before anything is copied, so that memory never holds two checkpoints
     tensors = {
         "model": {name: full(name, tensor) for name, tensor in session.parallel.weights(step.model, step.optimizer)},
         "ema": {name: full(name, tensor) for name, tensor in session.ema.whole()},
         "optimizer": session.parallel.merged(optimizer_tensors(step.optimizer, step.model, full)),
     }
     state = _state(session) | {"window": session.window.state()}
-    with session.ranks.together():
-        if session.ranks.is_main:
-            session.background.wait()  # before copying, so that memory never holds two copies
-            if session.background.enabled:  # the next step changes the weights while these are being written
-                for found in tensors.values():
-                    found.update({name: _own(array) for name, array in found.items()})
-            recipe, info = session.recipe, session.plan.info
-            session.background.do(functools.partial(_write, recipe, state["step"], info, tensors, state))
+    if session.ranks.is_main:
+        if recipe.async_save:  # the next step changes the weights while these are being written
+            for found in tensors.values():
+                found.update({name: _own(array) for name, array in found.items()})
+        # A launcher gives a run that it stops half a minute: old checkpoints can go another time.
+        limit = None if session.stopping else recipe.save_total_limit
+        session.background.do(functools.partial(_write, session, tensors, state, limit))
+    if not recipe.async_save:
+        session.ranks.wait_for_main(finished())
     session.saved = session.updates
 
 
@@ -68,10 +72,15 @@ def _own(array: np.ndarray) -> np.ndarray:
     return array if array.flags.owndata else array.copy()
 
 
-def _write(recipe: TrainRecipe, step: int, info: ModelInfo, tensors: dict[str, dict], state: dict) -> None:
-    checkpoint = save_checkpoint(recipe.output_dir, step, info, tensors, state)
-    if recipe.save_total_limit is not None:
-        remove_old(checkpoint, recipe.save_total_limit, recipe.keep_every)
+def _write(session: "Session", tensors: dict[str, dict], state: dict, limit: int | None) -> None:
+    """Write what is of this step, while the session may be at a later one."""
+    folder = session.recipe.output_dir
+    session.lock.keep()
+    if (folder / LOG).exists():  # its lines up to this step must outlast a power cut as the checkpoint does
+        flush_to_disk(folder / LOG)
+    checkpoint = save_checkpoint(folder, state["step"], session.plan.info, tensors, state)
+    if limit is not None:
+        remove_old(checkpoint, limit, session.recipe.keep_every, session.say)
 
 
 def _state(session: "Session") -> dict:
@@ -97,47 +106,58 @@ def _state(session: "Session") -> dict:
     }
 
 
-def open_run(session: "Session", opened: contextlib.ExitStack) -> None:
+def open_run(session: "Session", opened: contextlib.ExitStack) -> FolderLock | None:
     """Continue from the newest whole checkpoint, or put an earlier run aside where that was asked for.
 
     Args:
         session: has nothing to continue from yet.
         opened: gets what must be closed at the end of the run: the output folder's lock.
 
+    Returns:
+        the lock, on the main rank.
+
     Raises:
         CheckpointError: no checkpoint is whole, or it is of another experiment.
         ConfigError: another run is writing into the folder.
     """
     recipe, ranks, folder = session.recipe, session.ranks, session.recipe.output_dir
-    step, here = -1, True
-    with ranks.together():
-        if ranks.is_main:
-            if folder.is_dir():  # otherwise it is made once the checkpoint that was named has been found good
-                _lock(session, opened)
-            found = _find(session)
-            if not folder.is_dir():
-                _lock(session, opened)
-            _clean(folder)
-            if not recipe.resume:
-                _put_aside(folder)
-            if found is not None:
-                step, here = found.step, found.folder.parent == folder
+    taken: list[tuple[FolderLock, Checkpoint | None]] = []
     # One rank verifies, all load the same: hashing takes a while, and folders may look different from elsewhere.
-    step, here = ranks.from_main(step), bool(ranks.from_main(int(here)))
+    if ranks.is_main:
+        session.background.do(lambda: taken.append(_take(session, opened)))
+    ranks.wait_for_main(session.background.waiting())
+    lock, found = taken[0] if taken else (None, None)
+    step = ranks.from_main(-1 if found is None else found.step)
+    here = bool(ranks.from_main(int(found is not None and found.folder.resolve().parent == folder.resolve())))
     if step >= 0:
         source = folder / f"checkpoint-{step}" if here else recipe.resume_from_checkpoint
         with ranks.together():
             _restore(session, Checkpoint(source, step))
             if ranks.is_main:
-                _put_aside(folder, after=step)
+                _put_aside(folder, after=step if here else step - 1)
         session.saved = step if here else 0
     session.say(_greeting(session))
+    return lock
 
 
-def _lock(session: "Session", opened: contextlib.ExitStack) -> None:
+def _take(session: "Session", opened: contextlib.ExitStack) -> tuple[FolderLock, Checkpoint | None]:
+    """Lock the output folder, find what to continue from and clean up."""
     folder = session.recipe.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    opened.callback(FolderLock(folder, "--output-dir", session.say).release)
+
+    def lock() -> FolderLock:
+        folder.mkdir(parents=True, exist_ok=True)
+        flush_to_disk(folder.parent)
+        held = FolderLock(folder, "--output-dir", session.say)
+        opened.callback(held.release)
+        return held
+
+    held = lock() if folder.is_dir() else None  # or once the checkpoint that was named has been found good
+    found = _find(session)
+    held = held or lock()
+    _clean(folder)
+    if not session.recipe.resume:
+        _put_aside(folder)
+    return held, found
 
 
 def _clean(folder: Path) -> None:
@@ -150,7 +170,8 @@ def _clean(folder: Path) -> None:
 def _find(session: "Session") -> Checkpoint | None:
     """Return the checkpoint to continue from: the newest whole one, unless another was named.
 
-    One that continues from the named one by the same command comes before it, so that a restart loses nothing.
+    One that this same command has made since comes before the named one, so that a restart loses nothing, also where
+    --save-total-limit has deleted the named one.
     """
     recipe, check = session.recipe, functools.partial(_check_model, session)
     named = recipe.resume_from_checkpoint
@@ -158,16 +179,17 @@ def _find(session: "Session") -> Checkpoint | None:
         return None
     if named is None:
         return newest_checkpoint(recipe.output_dir, session.say, check)
+    for folder in checkpoint_folders(recipe.output_dir):
+        try:
+            state = _state_of(Checkpoint(folder, step_of(folder)))
+            if state["recipe"].get("resume_from_checkpoint") == str(named):
+                newest = open_checkpoint(folder)
+                check(newest)
+                return newest
+        except CheckpointError as error:
+            session.say(f"skipped a checkpoint: {error}")
     chosen = open_checkpoint(named)
     check(chosen)
-    with contextlib.suppress(CheckpointError):
-        newest = newest_checkpoint(recipe.output_dir, lambda line: None, check)
-        if (
-            newest
-            and newest.step > chosen.step
-            and _state_of(newest)["recipe"].get("resume_from_checkpoint") == str(named)
-        ):
-            return newest
     return chosen
 
 
@@ -216,8 +238,16 @@ def _restore(session: "Session", checkpoint: Checkpoint) -> None:
     if session.step.scaler and former.get("loss_scaler"):
         session.step.scaler.restore(former["loss_scaler"])
     session.updates, session.skipped = checkpoint.step, former.get("skipped_steps", 0)
-    session.step.overflows, session.undone = former.get("overflows", 0), former.get("undone", [])
+    session.step.overflows = former.get("overflows", 0)
+    made = _made(session.recipe.output_dir, checkpoint.step)
+    session.undone = [duty for duty in former.get("undone", []) if duty not in made]
     session.window.restore(former.get("window", {"steps": 0, "sums": {}}))
+
+
+def _made(folder: Path, step: int) -> set[str]:
+    """Return which duties were done after ``step``: a process may have done them and ended before the next save."""
+    made = {"evaluate"} if any("eval_loss" in line for line in read_log(folder, step)) else set()
+    return made | ({"draw"} if (folder / SAMPLES / picture_of(step)).exists() else set())
 
 
 def _greeting(session: "Session") -> str:
@@ -257,4 +287,6 @@ def _put_aside(folder: Path, after: int | None = None) -> None:
     aside.mkdir()
     for path in old:
         path.rename(aside / path.name)
+    if after is not None and (folder / LOG).exists():  # it loses its later lines
+        shutil.copy2(folder / LOG, aside / LOG)
     print(f"moved {'the earlier run' if after is None else 'later checkpoints'} to {aside}")

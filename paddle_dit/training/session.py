@@ -100,14 +100,16 @@ class Session:
         )
         self.updates = self.skipped = 0
         self.stopping, self.saved, self.undone = False, 0, []
-        self.window, self.background = LossWindow(ranks), Background(recipe.async_save)
+        self.window, self.background = LossWindow(ranks), Background()
         self.throughput = Throughput(config, recipe.global_batch_size, ranks.world_size)
         self.validation = self.preview = None
         if plan.validation is not None:
             self.validation = Validation(plan.validation, config, objective, recipe.global_seed, ranks)
         self._drawn = False
         with contextlib.ExitStack() as opened:
-            open_run(self, opened)
+            self._signals = opened.enter_context(StopSignals())  # from here on, as verifying a checkpoint takes a while
+            opened.enter_context(self.background)
+            self.lock = open_run(self, opened)
             self.step.precision.cast(self.model, self.optimizer)
             self.parallel.wrap(self.step)
             self._open = opened.pop_all()  # to be closed at the end of the run, or by an error before
@@ -142,17 +144,14 @@ class Session:
             stopped = self.stopping and not (self.finished and not self.undone)
             if stopped and self.saved != self.updates:
                 self.save()
-            with self.ranks.together():
-                self.background.wait()
+            self.ranks.wait_for_main(self.background.waiting())
         if stopped:
             self.say(f"stopped after step {self.updates:,}; the same command continues")
             sys.exit(STOPPED)
 
     def _enter(self, opened: contextlib.ExitStack) -> None:
-        """Open the data and the reports, and listen to signals."""
+        """Open the data and the reports."""
         recipe, ranks = self.recipe, self.ranks
-        self._signals = opened.enter_context(StopSignals())
-        opened.enter_context(self.background)
         loader = BatchLoader(
             self.plan.source,
             self.plan.order,
@@ -176,7 +175,7 @@ class Session:
             options = PreviewOptions(recipe.num_inference_steps, recipe.guidance_scales, vae=recipe.vae_name_or_path)
             add_image = self.monitor.add_image
             self.preview = SamplingPreview(
-                self.plan.info, options, ranks, recipe.output_dir, add_image, self._go_on_decoding
+                self.plan.info, options, ranks, recipe.output_dir, add_image, lambda: self._signals.received is not None
             )
         self.throughput.restart()
 
@@ -192,8 +191,7 @@ class Session:
         """Learn, on all ranks alike, of signals and of a save in the background that has failed."""
         received, failed = self.ranks.any(self._signals.received is not None, self.background.has_failed)
         if failed:
-            with self.ranks.together():
-                self.background.wait()
+            self.ranks.wait_for_main(self.background.waiting())
         self.stopping = received
 
     def say(self, line: str) -> None:
@@ -230,9 +228,10 @@ class Session:
             told += f", samples {self.plan.sample_names(samples)}"
         self.skipped += 1
         if self.skipped > self.recipe.max_skipped_steps:
+            look = ", look at these samples," if error.positions else ""
             raise PaddleDiTError(
-                f"{told}; the weights are as before, and earlier checkpoints are whole: lower"
-                " --learning-rate, look at these samples, or allow it some times with --max-skipped-steps"
+                f"{told}; the weights are as before, and earlier checkpoints are whole: lower --learning-rate{look} or"
+                " allow it some times with --max-skipped-steps"
             ) from error
         self.say(f"{told}: skipped ({self.skipped} of {self.recipe.max_skipped_steps})")
 
@@ -272,24 +271,21 @@ class Session:
         """Draw the preview images with the averaged weights; the first time, also decode some training latents."""
         with self._unless_stopped("draw"):
             with self.ema.applied(self.parallel):
-                self.preview.draw(self.model, self.updates, self._predict)
-            if not self._drawn:
+                made = self.preview.draw(self.model, self.updates, self._predict)
+            if made and not self._drawn:
                 first = np.arange(min(8, len(self.plan.source)))
-                self.preview.reconstruct(*self.plan.source.gather(first))
-                self._drawn = True
+                made = self._drawn = self.preview.reconstruct(*self.plan.source.gather(first))
+            if not made:
+                raise _Stopped
 
     @contextlib.contextmanager
     def _unless_stopped(self, duty: str) -> Iterator[None]:
         """Leave the block, which predicts by :meth:`_predict`, when a signal comes; the next run does it again."""
-        left = False
         try:
             with self.throughput.paused():
                 yield
         except _Stopped:
-            left = True
-        if self.ranks.any(left)[0]:  # one rank alone decodes pictures
             self.undone.append(duty)
-        self._look_around()
 
     def _predict(self, x, timesteps, class_labels):
         """Run the model, which takes a while on all ranks alike, unless the run is to stop."""
@@ -297,11 +293,6 @@ class Session:
         if self.stopping:
             raise _Stopped
         return self.step.predict(x, timesteps, class_labels)
-
-    def _go_on_decoding(self) -> None:
-        """Leave the preview, on the one rank that decodes, when a signal has come to it."""
-        if self._signals.received:
-            raise _Stopped
 
     def save(self) -> None:
         """Save a checkpoint; when every rank returns it is whole, or with ``--async-save`` on its way."""

@@ -1,13 +1,17 @@
 """Signals that ask a run to stop: noticed at once, obeyed at the end of a step."""
 
+import contextlib
 import os
+import select
 import signal
 import socket
 import threading
 import time
 
 STOPPED = 75  # exit code of a run that saved and stopped because a signal asked for it: "try again later" (EX_TEMPFAIL)
-PATIENCE = 2.0  # seconds within which a repeated signal is the same one: launchers send theirs several times
+# Seconds within which a repeated signal is the same one: a launcher sends its own three times, 0.2 s apart, to one rank
+# after the other, and whoever stops a whole job sends one to each process besides.
+PATIENCE = max(2.0, 0.8 * int(os.environ.get("PADDLE_LOCAL_SIZE", "1")))
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -39,10 +43,14 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give them back."""
+        """Give them back; one of several ranks, which is about to end, ignores more of them.
+
+        A launcher sends SIGTERM as soon as one rank has ended, which must not change the exit codes of the others.
+        """
         if self._installed:
+            several = int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1
             for number, handler in self._former.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if several else handler)
             signal.set_wakeup_fd(self._former_descriptor)
             self._sender.close()  # which ends the thread
 
@@ -61,7 +69,10 @@ class StopSignals:
 
     @staticmethod
     def _say(line: str) -> None:
-        os.write(2, f"\n{line}\n".encode())  # print and tqdm take locks, which the main thread may hold for ever
+        # print and tqdm take locks, which the main thread may hold for ever; whoever read this may be gone or stuck.
+        with contextlib.suppress(OSError):
+            if select.select([], [2], [], 0)[1]:
+                os.write(2, f"\n{line}\n".encode())
 
 
 def _leave_it_to_the_thread(number: int, frame: object) -> None:

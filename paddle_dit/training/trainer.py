@@ -88,6 +88,7 @@ class DiTTrainer(Trainer):
         """Return the losses on held-out samples."""
         metrics = {f"eval_{name}": value for name, value in self.session.evaluate().items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control.should_training_stop |= self.session.stopping
         return metrics
 
     def _save_checkpoint(self, model, metrics=None) -> None:

@@ -64,7 +64,8 @@ class Validation:
     def _batch(self, predict: Callable, indices: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
         weight = len(indices)
         indices = indices if weight else np.zeros(1, np.int64)  # a rank without samples left keeps the others company
-        latents, labels = self.source.gather(indices)
+        with self.ranks.together():  # one rank's bad sample is everyone's error
+            latents, labels = self.source.gather(indices)
         if self.config.num_classes == 0:
             labels = np.zeros_like(labels)
         noise = np.stack([self._noise(index) for index in indices])

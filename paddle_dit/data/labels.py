@@ -12,14 +12,20 @@ IMAGENET_FILE = Path(__file__).resolve().parents[2] / "data" / "imagenet_labels.
 
 def imagenet_labels() -> dict[int, str]:
     """Return class id -> ``"name, synonym, …"`` of the 1,000 ImageNet classes; the caller may write to it."""
-    return dict(_read_table(IMAGENET_FILE))
+    return {label: names for label, (_, names) in _read_table(IMAGENET_FILE).items()}
+
+
+def imagenet_names_by_wnid() -> dict[str, str]:
+    """Return WordNet id (``"n01440764"``, a folder's name) -> names, in the order of the class ids."""
+    return dict(_read_table(IMAGENET_FILE).values())
 
 
 @functools.cache
-def _read_table(path: Path) -> dict[int, str]:
+def _read_table(path: Path) -> dict[int, tuple[str, str]]:
+    """Return class id -> (WordNet id, names)."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        return {int(label): entry["names"] for label, entry in table.items()}
+        return {int(label): (entry["wnid"], entry["names"]) for label, entry in table.items()}
     except FileNotFoundError:
         raise DataError(f"{path} is missing; run from a checkout or run scripts/make_imagenet_labels.py") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

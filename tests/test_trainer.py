@@ -319,7 +319,8 @@ def test_every_flag_has_its_meaning_in_train_py():
         *("--num_train_epochs", 3, "--max_grad_norm", 2),
         *("--gradient_accumulation_steps", 4, "--per_device_train_batch_size", 3, "--ema_decay", 0.5, "--ema_warmup"),
         *("--num_classes", 5, "--image_size", 64, "--class_dropout_prob", 0.2, "--max_skipped_steps", 6),
-        *("--overwrite_output_dir", "--save_steps", 11, "--feature_path", "latents"),
+        *("--overwrite_output_dir", "--save_steps", 11, "--feature_path", "latents", "more"),
+        *("--class_subset", 3, "white shark"),
     ).recipe()
     expected = {
         "precision": "fp16",
@@ -345,7 +346,8 @@ def test_every_flag_has_its_meaning_in_train_py():
         "max_skipped_steps": 6,
         "resume": False,
         "ckpt_every": 11,
-        "feature_path": Path("latents"),
+        "feature_path": (Path("latents"), Path("more")),
+        "class_subset": ("3", "white shark"),
     }
     assert {name: getattr(recipe, name) for name in expected} == expected
     assert parse("--resume_from_checkpoint", "run/checkpoint-5").recipe().resume_from_checkpoint == Path(
@@ -372,7 +374,7 @@ def test_a_recipe_may_stand_first_and_flags_override_it(tmp_path, name):
 def test_hyphens_are_underscores_but_not_in_values():
     arguments = parse("--do-train", "--output-dir", "a-b", "--feature-path=c-d", "--max-grad-norm", "-1")
     assert arguments.do_train
-    assert (arguments.output_dir, arguments.feature_path, arguments.max_grad_norm) == ("a-b", "c-d", -1.0)
+    assert (arguments.output_dir, arguments.feature_path, arguments.max_grad_norm) == ("a-b", ["c-d"], -1.0)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,7 @@ distribution along the channels, not scaled (``"scaled": false``); whoever draws
 the scaling factor. ``sample_shape`` is the shape of one stored sample in both kinds. NumPy alone can read it all.
 """
 
-import functools
 import hashlib
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,17 +20,16 @@ from typing import Any
 import numpy as np
 
 from paddle_dit.data.npy import non_finite_rows
+from paddle_dit.data.shards import HALF_WRITTEN, PLAN, as_stored, own_files
 from paddle_dit.data.store_index import (
-    DTYPES,
-    FORMAT_VERSION,
     INDEX,
-    KINDS,
-    LABELS,
     check_labels,
-    index_text,
     map_file,
+    new_index,
     read_index,
-    write_file,
+    shard_files,
+    write_arrays,
+    write_index,
 )
 from paddle_dit.errors import DataError
 
@@ -151,32 +147,21 @@ class StoreWriter:
         flip: bool = False,
         overwrite: bool = False,
     ) -> None:
-        if kind not in KINDS or dtype not in DTYPES:
-            raise ValueError(f"kind must be one of {KINDS} and dtype one of {DTYPES}, not {kind!r} and {dtype!r}")
+        self._index = new_index(
+            sample_shape=sample_shape,
+            num_classes=num_classes,
+            dtype=dtype,
+            kind=kind,
+            label_names=label_names,
+            vae=vae,
+            source=source,
+            flip=flip,
+        )
         self.folder = Path(folder)
-        self._index = {
-            "format_version": FORMAT_VERSION,
-            "kind": kind,
-            "scaled": kind == "latents",
-            "sample_shape": [int(size) for size in sample_shape],
-            "dtype": dtype,
-            "num_samples": 0,
-            "num_classes": int(num_classes),
-            "label_names": None if label_names is None else {str(label): name for label, name in label_names.items()},
-            "vae": None if vae is None else dict(vae),
-            "source": source,
-            "has_flip": flip,
-            "shards": [],
-            "flip_shards": [],
-        }
-        if not all(0 <= int(label) < num_classes for label in label_names or ()):
-            raise DataError(f"label_names has ids outside [0, {num_classes}); give one name per class at most")
-        json.dumps(self._index)  # what cannot be written should be known before hours of work, not after
         self._labels: list[np.ndarray] = []
-        self._filled = 0
+        self._num_samples = self._filled = 0
         # np.empty touches no memory until a row is written, so a small store stays small.
-        keys = ["shards", "flip_shards"] if flip else ["shards"]
-        self._buffers = {key: np.empty((shard_size, *sample_shape), dtype) for key in keys}
+        self._buffers = {key: np.empty((shard_size, *sample_shape), dtype) for key in shard_files(self._index, 0)}
         self._prepare_folder(overwrite)
 
     def append(self, samples: np.ndarray, labels: np.ndarray, flipped: np.ndarray | None = None) -> None:
@@ -187,32 +172,16 @@ class StoreWriter:
         """
         labels = np.asarray(labels, np.int64)
         parts = dict(zip(self._buffers, [samples] if flipped is None else [samples, flipped], strict=True))
-        for part in parts.values():
-            if part.shape != (len(labels), *self._index["sample_shape"]):
-                raise ValueError(f"samples are {part.shape} for {len(labels)} labels of {self._index['sample_shape']}")
-        check_labels(labels, self._index["num_classes"], self.folder)
-        with np.errstate(over="ignore"):  # an overflow to infinity is reported below, with its sample
-            parts = {key: part.astype(self._index["dtype"], copy=False) for key, part in parts.items()}
-        for part in parts.values():
-            bad = non_finite_rows(part)
-            if len(bad):
-                number = self._index["num_samples"] + bad[0]
-                raise DataError(
-                    f"sample {number} is not finite in {self._index['dtype']}; check the image or use float32"
-                )
+        parts = as_stored(self.folder, self._index, parts, labels, self._num_samples)
         self._labels.append(labels)
-        self._index["num_samples"] += len(labels)
+        self._num_samples += len(labels)
         self._fill(parts)
 
     def close(self) -> None:
         """Write what is left, the labels and, last, the index; nothing may be appended afterwards."""
-        if not self._labels:
-            raise DataError(f"no sample was given for {self.folder}; an empty store is not written")
         if self._filled:
             self._flush()
-        labels = np.concatenate(self._labels)
-        self._index["labels"] = write_file(self.folder / LABELS, functools.partial(np.save, arr=labels))
-        write_file(self.folder / INDEX, lambda file: file.write(index_text(self._index)))
+        write_index(self.folder, self._index, np.concatenate([np.empty(0, np.int64), *self._labels]))
 
     def __enter__(self) -> "StoreWriter":
         """Return itself."""
@@ -226,13 +195,14 @@ class StoreWriter:
     def _prepare_folder(self, overwrite: bool) -> None:
         if (self.folder / INDEX).exists() and not overwrite:
             raise DataError(f"{self.folder} already holds a store; choose another folder or allow overwriting it")
+        if (self.folder / PLAN).exists() and not overwrite:
+            raise DataError(f"{self.folder} holds {HALF_WRITTEN}, or choose another folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / INDEX).unlink(missing_ok=True)
             # Without an index, shards are the leftovers of an interrupted run or of the store being replaced.
-            for path in self.folder.iterdir():
-                if re.fullmatch(r"((latents|moments)(_flip)?-\d{5}|labels)\.npy(\.partial)?", path.name):
-                    path.unlink()
+            for path in own_files(self.folder):
+                path.unlink()
         except OSError as error:
             raise DataError(f"cannot write {self.folder}: {error.strerror}; choose another folder") from None
 
@@ -250,9 +220,7 @@ class StoreWriter:
                 self._flush()
 
     def _flush(self) -> None:
-        for key, buffer in self._buffers.items():
-            prefix = self._index["kind"] + ("_flip" if key == "flip_shards" else "")
-            path = self.folder / f"{prefix}-{len(self._index[key]):05d}.npy"
-            entry = write_file(path, functools.partial(np.save, arr=buffer[: self._filled]))
-            self._index[key].append({"length": self._filled, **entry})
+        arrays = {key: buffer[: self._filled] for key, buffer in self._buffers.items()}
+        for key, entry in write_arrays(self.folder, self._index, len(self._index["shards"]), arrays).items():
+            self._index[key].append(entry)
         self._filled = 0

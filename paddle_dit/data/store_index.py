@@ -1,7 +1,9 @@
 """What ``index.json`` of a packed store says, and how it and the files that it names are checked and written."""
 
+import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 
 from paddle_dit.data.npy import map_npy
 from paddle_dit.errors import DataError
-from paddle_dit.files import describe, replace_file
+from paddle_dit.files import PARTIAL, describe, flush_to_disk
 
 FORMAT_VERSION = 1
 INDEX = "index.json"
@@ -40,6 +42,45 @@ _VAE_TYPES = {"name": (str, ""), "scaling_factor": (int | float, 1.0), "image_si
 _FILE_NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)  # none leads out of the folder
 _SHA256 = re.compile("[0-9a-f]{64}")
 MEND = "copy or make the store again"
+
+
+def new_index(
+    *,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    dtype: str = "float16",
+    kind: str = "latents",
+    label_names: Mapping[int, str] | None = None,
+    vae: Mapping[str, Any] | None = None,
+    source: str = "",
+    flip: bool = False,
+) -> dict[str, Any]:
+    """Return the index of a store that holds nothing yet; see :class:`paddle_dit.data.store.StoreWriter`.
+
+    Raises:
+        DataError: names for ids that are no classes.
+    """
+    if kind not in KINDS or dtype not in DTYPES:
+        raise ValueError(f"kind must be one of {KINDS} and dtype one of {DTYPES}, not {kind!r} and {dtype!r}")
+    if not all(0 <= int(label) < num_classes for label in label_names or ()):
+        raise DataError(f"label_names has ids outside [0, {num_classes}); give one name per class at most")
+    index = {
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "scaled": kind == "latents",
+        "sample_shape": [int(size) for size in sample_shape],
+        "dtype": dtype,
+        "num_samples": 0,
+        "num_classes": int(num_classes),
+        "label_names": None if label_names is None else {str(label): name for label, name in label_names.items()},
+        "vae": None if vae is None else dict(vae),
+        "source": source,
+        "has_flip": flip,
+        "shards": [],
+        "flip_shards": [],
+    }
+    json.dumps(index)  # what cannot be written should be known before hours of work, not after
+    return index
 
 
 def read_index(folder: str | Path) -> dict[str, Any]:
@@ -128,25 +169,76 @@ def map_file(folder: Path, entry: Mapping[str, Any], shape: tuple[int, ...], dty
     return array
 
 
-def check_labels(labels: np.ndarray, num_classes: int, where: Path) -> None:
-    """Raise DataError naming the first of ``labels [N]`` outside ``[0, num_classes)``."""
+def check_labels(labels: np.ndarray, num_classes: int, where: Path, first: int = 0) -> None:
+    """Raise DataError naming the first of ``labels [N]``, of the samples from ``first`` on, that is no class."""
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         raise DataError(
-            f"{where}: sample {wrong[0]} has label {labels[wrong[0]]}, outside [0, {num_classes}); mend the labels"
+            f"{where}: sample {first + wrong[0]} has label {labels[wrong[0]]}, outside [0, {num_classes}); "
+            "mend the labels"
         )
+
+
+def shard_files(index: Mapping[str, Any], number: int) -> dict[str, str]:
+    """Return the names of the files of a shard: key of the index -> name."""
+    keys = {"shards": "", "flip_shards": "_flip"} if index["has_flip"] else {"shards": ""}
+    return {key: f"{index['kind']}{mirrored}-{number:05d}.npy" for key, mirrored in keys.items()}
+
+
+def write_arrays(
+    folder: Path, index: Mapping[str, Any], number: int, arrays: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """Write the files of a shard and return their entries, by the keys of the index as ``arrays [n, *sample_shape]``.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written.
+    """
+    return {
+        key: {"length": len(arrays[key]), **write_file(folder / name, functools.partial(_write_npy, arrays[key]))}
+        for key, name in shard_files(index, number).items()
+    }
+
+
+def write_index(folder: Path, index: Mapping[str, Any], labels: np.ndarray) -> None:
+    """Write ``labels [N]`` and, last of a store, an index whose shards are all written.
+
+    Raises:
+        DataError: there is no sample, or the files cannot be written.
+    """
+    if not len(labels):
+        raise DataError(f"no sample was given for {folder}; an empty store is not written")
+    entry = write_file(folder / LABELS, functools.partial(_write_npy, labels))
+    text = index_text({**index, "num_samples": len(labels), "labels": entry})
+    write_file(folder / INDEX, lambda file: file.write(text))
+
+
+def _write_npy(array: np.ndarray, file: BinaryIO) -> None:
+    """Write what ``np.save`` would, but for its silence where the disk is full at the last bytes."""
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    file.write(np.ascontiguousarray(array).data)
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> dict[str, Any]:
     """Write a file of the store whole or not at all, and return its entry for the index.
 
+    Two processes that write the same file at once do not disturb each other: each writes beside it under a name of its
+    own, and the last to rename wins.
+
     Raises:
-        DataError: the disk is full or the folder cannot be written.
+        DataError: the disk is full or the folder cannot be written; nothing of the new file is left.
     """
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        replace_file(path, write)
+        try:
+            with partial.open("wb") as file:
+                write(file)
+            flush_to_disk(partial)
+            entry = {"file": path.name, **describe(partial)}
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
         ) from None
-    return {"file": path.name, **describe(path)}
+    return entry

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from paddle_dit.config import DiTConfig, ModelInfo
+from paddle_dit.data.mixture import ClassSubset, name_samples, open_sources
 from paddle_dit.data.order import SampleOrder
-from paddle_dit.data.source import LatentSource, image_size_of, open_source
+from paddle_dit.data.source import LatentSource, image_size_of
 from paddle_dit.data.subset import Subset, hold_out, spread
 from paddle_dit.errors import ConfigError, DataError
 from paddle_dit.files import check_writable
@@ -43,7 +44,7 @@ class Plan:
     @property
     def identity(self) -> dict:
         """What a run must keep when it is continued: another value would make it another experiment."""
-        held_out = isinstance(self.source, Subset)
+        held_out = isinstance(self.source, Subset) and not isinstance(self.source, ClassSubset)
         whole = self.source.whole if held_out else self.source
         values = {
             "model": self.info.config.to_dict(),
@@ -56,9 +57,8 @@ class Plan:
         return json.loads(json.dumps(values))  # as a checkpoint gives it back
 
     def sample_names(self, indices: np.ndarray) -> str:
-        """Return the numbers, in the folder of latents, of the first few samples of ``source[indices]``."""
-        own = self.source.indices[indices] if isinstance(self.source, Subset) else indices
-        return ", ".join(map(str, own[:8]))
+        """Return the numbers, in their folder of latents, of the first few samples of ``source[indices]``."""
+        return name_samples(self.source, indices)
 
 
 def make_plan(recipe: TrainRecipe) -> Plan:
@@ -88,7 +88,12 @@ def _hold_out(recipe: TrainRecipe, source: LatentSource) -> tuple[LatentSource, 
         return source, None
     if recipe.eval_path is None:
         return hold_out(source, recipe.eval_samples)
-    other = open_source(recipe.eval_path, num_classes=source.num_classes, sample_shape=source.sample_shape)
+    other = open_sources(
+        [recipe.eval_path],
+        num_classes=source.num_classes,
+        sample_shape=source.sample_shape,
+        class_subset=source.classes if isinstance(source, ClassSubset) else (),
+    )
     return source, spread(other, recipe.eval_samples)
 
 
@@ -116,16 +121,15 @@ def _open_and_fit(recipe: TrainRecipe) -> tuple[LatentSource, DiTConfig]:
     if asked is None and not recipe.is_preset:
         asked = config.num_classes
     shape = None if recipe.is_preset else config.sample_shape
-    if recipe.dry_run and not recipe.feature_path.exists():
-        source: LatentSource = ImageNetLatents(
-            recipe.image_size or 8 * config.height_width[0], asked or IMAGENET_CLASSES
-        )
+    if recipe.dry_run and not any(path.exists() for path in recipe.feature_path):
+        classes = asked or len(recipe.class_subset) or IMAGENET_CLASSES
+        source: LatentSource = ImageNetLatents(recipe.image_size or 8 * config.height_width[0], classes)
     else:
-        source = open_source(recipe.feature_path, num_classes=asked or None, sample_shape=shape)
-    if source.kind != "latents":
-        raise DataError(
-            f"{recipe.feature_path} holds {source.kind}; training takes latents: make the store with latents"
+        source = open_sources(
+            recipe.feature_path, num_classes=asked or None, sample_shape=shape, class_subset=recipe.class_subset
         )
+    if source.kind != "latents":
+        raise DataError(f"{_folders(recipe)} holds {source.kind}; training takes latents: make the store with latents")
     _check_image_size(recipe, source)
     if asked is None:
         if source.num_classes is None:  # npy pairs do not say; from now on they refuse labels beyond
@@ -140,6 +144,10 @@ def _check_image_size(recipe: TrainRecipe, source: LatentSource) -> None:
     size = image_size_of(source)
     if recipe.image_size is not None and recipe.image_size != size:
         raise ConfigError(
-            f"--image-size {recipe.image_size} but the latents in {recipe.feature_path} are"
+            f"--image-size {recipe.image_size} but the latents in {_folders(recipe)} are"
             f" {list(source.sample_shape)}, of {size}-pixel images; use --image-size {size} or other latents"
         )
+
+
+def _folders(recipe: TrainRecipe) -> str:
+    return ", ".join(map(str, recipe.feature_path))

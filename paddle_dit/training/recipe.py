@@ -40,8 +40,12 @@ class TrainRecipe:
     model: str = "DiT-XL/2"
     """Preset (DiT-S/4, DiT-B/2, DiT-XL/2, ... or DiT-Digits/2), whose latents' shape and classes come from the data; or
     a JSON file of DiTConfig's fields, which the data must fit."""
-    feature_path: Path = Path("data/fastdit_imagenet256")
-    """Latents: a packed store, or a folder holding *_features and *_labels."""
+    feature_path: tuple[Path, ...] = (Path("data/fastdit_imagenet256"),)
+    """Latents: a packed store, or a folder holding *_features and *_labels. Several are joined: they must have the same
+    shape and classes."""
+    class_subset: tuple[str, ...] = ()
+    """Train on these classes only: ids or names. They keep their names but are renumbered from 0 in the order of their
+    ids, and the model has as many classes. Default: all."""
     output_dir: Annotated[Path, arg(aliases=["--results-dir"])] = Path("results")
     """Checkpoints and logs go here. The same command again continues the run found here."""
     image_size: int | None = None
@@ -143,6 +147,10 @@ class TrainRecipe:
     assume_tflops: float | None = None
     """Of the dry run: TFLOP/s per card, instead of --gpu and --assume-mfu."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.feature_path, str | Path):
+            self.feature_path = (Path(self.feature_path),)
+
     def check(self) -> None:
         """Refuse values that no run could use.
 
@@ -173,6 +181,8 @@ class TrainRecipe:
             raise ConfigError(f"--global-seed must be {MAX_SEED} or less, got {self.global_seed}")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ConfigError(f"--adam-betas must be in [0, 1), got {self.adam_betas}")
+        if not self.feature_path:
+            raise ConfigError("--feature-path names no folder; give one or more")
         if not self.resume and self.resume_from_checkpoint is not None:
             raise ConfigError("--no-resume and --resume-from-checkpoint contradict each other; choose one")
         if self.eval_path is not None and self.eval_steps == -1:
@@ -244,8 +254,13 @@ class TrainRecipe:
         return self.max_steps if self.max_steps is not None else int(self.epochs * steps_per_epoch)
 
     def to_dict(self) -> dict:
-        """Return plain values for JSON."""
-        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        """Return plain values for JSON; one folder of latents is a text, and no choice of classes is None."""
+        values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        folders = [str(path) for path in self.feature_path]
+        return values | {
+            "feature_path": folders[0] if len(folders) == 1 else folders,
+            "class_subset": list(self.class_subset) or None,
+        }
 
 
 def learning_rate_at(recipe: TrainRecipe, step: int, total_steps: int) -> float:

@@ -40,7 +40,14 @@ class DiTTrainingArguments(TrainingArguments):
     seed: int = _option(0, "Of the weights, the order of the data and every random draw.")
 
     model_name_or_config: str = _option("DiT-XL/2", "Preset (DiT-S/4, ..., DiT-XL/2, DiT-Digits/2) or a JSON file.")
-    feature_path: str = _option("data/fastdit_imagenet256", "Packed store, or folder with *_features and *_labels.")
+    feature_path: list[str] = field(
+        default_factory=lambda: ["data/fastdit_imagenet256"],
+        metadata={"help": "Packed store, or folder with *_features and *_labels; several are joined."},
+    )
+    class_subset: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Train on these classes only, ids or names, renumbered from 0 in the order of their ids."},
+    )
     image_size: Optional[int] = _option(None, "Pixels of the images behind the latents; checked against the data.")  # noqa: UP045
     num_classes: Optional[int] = _option(None, "Number of classes; by default what the data says.")  # noqa: UP045
     learn_sigma: bool = _option(True, "Predict the variance too.")
@@ -110,7 +117,7 @@ class DiTTrainingArguments(TrainingArguments):
         """Return what ``train.py`` would be told for the same run."""
         of_same_name = {option.name for option in fields(TrainRecipe)} & {option.name for option in fields(self)}
         values = {name: getattr(self, name) for name in of_same_name}
-        values |= {name: Path(values[name]) for name in ("output_dir", "feature_path")}
+        values["output_dir"] = Path(self.output_dir)
         return TrainRecipe(**values | self._translated())
 
     def _translated(self) -> dict:
@@ -121,6 +128,8 @@ class DiTTrainingArguments(TrainingArguments):
             "model": self.model_name_or_config,
             "async_save": sees_gpu() if self.async_save is None else self.async_save,
             "eval_path": Path(self.eval_path) if self.eval_path else None,
+            "feature_path": tuple(map(Path, self.feature_path)),
+            "class_subset": tuple(self.class_subset),
             "guidance_scales": tuple(self.guidance_scales),
             "global_batch_size": self.per_device_train_batch_size * self.gradient_accumulation_steps * ranks,
             "accumulation": self.gradient_accumulation_steps,

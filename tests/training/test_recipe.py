@@ -1,6 +1,14 @@
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from paddle_dit.errors import ConfigError
+from paddle_dit.cli import parse
+from paddle_dit.data.source import open_source
+from paddle_dit.data.store import StoreWriter
+from paddle_dit.errors import ConfigError, DataError
+from paddle_dit.training.plan import make_plan
 from paddle_dit.training.recipe import TrainRecipe, learning_rate_at
 
 
@@ -87,3 +95,87 @@ def test_ranks_that_share_a_model_share_its_part_of_the_batch():
         recipe.share_of_batch(3)
     with pytest.raises(ConfigError, match="not divisible by 16 ranks x 2 micro-batches; use a multiple of 32"):
         recipe.share_of_batch(32)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "folders"),
+    [
+        ("feature_path: a/b", [], ["a/b"]),
+        ("feature_path: [a, b]", [], ["a", "b"]),
+        ("feature_path: [a, b]", ["--feature-path", "c"], ["c"]),
+        ("feature_path: a", ["--feature-path", "b", "c", "--seed-of-none"], None),
+        ("max_steps: 1", ["--feature_path=a"], ["a"]),
+        ("max_steps: 1", ["--feature-path", "a", "b"], ["a", "b"]),
+    ],
+)
+def test_folders_are_one_or_several_in_recipes_and_flags(tmp_path, text, flags, folders):
+    (tmp_path / "recipe.yaml").write_text(text)
+    argv = ["-c", str(tmp_path / "recipe.yaml"), *flags]
+    if folders is None:
+        with pytest.raises(ConfigError, match="unknown option"):
+            parse(TrainRecipe, argv, description="")
+    else:
+        assert parse(TrainRecipe, argv, description="").feature_path == tuple(map(Path, folders))
+
+
+def test_one_folder_is_recorded_as_before_so_that_former_runs_continue_without_a_word():
+    recorded = TrainRecipe(feature_path=Path("a")).to_dict()
+    assert recorded == TrainRecipe(feature_path=(Path("a"),)).to_dict()
+    assert (recorded["feature_path"], recorded["class_subset"]) == ("a", None)
+    recorded = TrainRecipe(feature_path=(Path("a"), Path("b")), class_subset=("1", "cat")).to_dict()
+    assert json.loads(json.dumps(recorded["feature_path"])) == ["a", "b"]
+    assert recorded["class_subset"] == ["1", "cat"]
+
+
+def test_no_folder_is_refused():
+    with pytest.raises(ConfigError, match="--feature-path names no folder"):
+        TrainRecipe(feature_path=()).check()
+
+
+def plan_for(folders, **options):
+    return make_plan(
+        TrainRecipe(model="DiT-Digits/2", feature_path=folders, global_batch_size=8, dry_run=True, **options)
+    )
+
+
+def test_a_run_on_one_folder_has_the_identity_it_always_had(latent_store):
+    fingerprint = open_source(latent_store).fingerprint
+    plan = plan_for((latent_store,))
+    assert plan.identity == {
+        "model": plan.info.config.to_dict(),
+        "data": fingerprint,
+        "global_batch_size": 8,
+        "global_seed": 0,
+    }
+    assert plan_for((latent_store,), eval_steps=1, eval_samples=9).identity == plan.identity | {"held_out_samples": 9}
+
+
+def test_several_folders_and_chosen_classes_make_a_plan(latent_store):
+    plan = plan_for((latent_store, latent_store))
+    assert (len(plan.source), plan.order.steps_per_epoch, plan.info.config.num_classes) == (128, 16, 10)
+    assert plan.sample_names(np.array([3, 70])) == f"3 of {latent_store}, 6 of {latent_store}"
+    assert plan.identity["data"] != plan_for((latent_store,)).identity["data"]
+    chosen = plan_for((latent_store,), class_subset=("7", "class 2"), eval_steps=1, eval_path=latent_store)
+    assert (len(chosen.source), len(chosen.validation), chosen.info.config.num_classes) == (13, 13, 2)
+    assert chosen.info.label_names == {0: "class 2", 1: "class 7"}
+    assert set(chosen.validation.gather(np.arange(13))[1]) == {0, 1}
+    assert chosen.sample_names(np.arange(3)) == "2, 7, 12"
+    assert "held_out_samples" not in chosen.identity
+    assert chosen.identity["data"] == f"{open_source(latent_store).fingerprint}/classes 2, 7 of 10"
+    held_out = plan_for((latent_store,), class_subset=("7", "2"), eval_steps=1, eval_samples=3)
+    assert held_out.identity == chosen.identity | {"held_out_samples": 3}
+
+
+def test_the_folder_at_fault_is_named(latent_store, tmp_path):
+    with StoreWriter(tmp_path / "moments", sample_shape=(4, 8, 8), num_classes=10, kind="moments") as writer:
+        writer.append(np.zeros((8, 4, 8, 8)), np.arange(8))
+    with pytest.raises(DataError, match=r"moments cannot be joined with .*latents: another kind"):
+        plan_for((latent_store, tmp_path / "moments"))
+    with pytest.raises(DataError, match=r"there is no folder .*nowhere"):
+        plan_for((latent_store, tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"--image-size 256 but the latents in .*latents, .*latents are"):
+        plan_for((latent_store, latent_store), image_size=256)
+
+
+def test_a_dry_run_without_data_counts_the_chosen_classes(tmp_path):
+    assert plan_for((tmp_path / "nowhere",), class_subset=("1", "2", "3")).info.config.num_classes == 3

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from paddle_dit.cli import parse
-from paddle_dit.errors import ConfigError
+from paddle_dit.errors import ConfigError, entry_point
 from paddle_dit.training.recipe import TrainRecipe
 
 from .conftest import ROOT
@@ -123,3 +123,14 @@ def test_importing_the_package_imports_nothing_heavy():
         "import sys, paddle_dit; heavy = {'paddle', 'numpy', 'ppdiffusers'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_ctrl_c_is_one_line_too(capsys):
+    @entry_point
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "stopped\n"

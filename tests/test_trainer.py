@@ -509,12 +509,12 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_an_epoch(call, shared, tmp_
 
     def interrupted(session, losses):
         if session.updates == 7:
-            raise KeyboardInterrupt
+            raise ZeroDivisionError
         update(session, losses)
 
     monkeypatch.setattr(Session, "update", interrupted)
     parts = trainers(store, tmp_path / "parts", *flags(course))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ZeroDivisionError):
         call(script.main, *parts)
     monkeypatch.setattr(Session, "update", update)
     assert checkpoints(tmp_path / "parts") == ["checkpoint-3", "checkpoint-6"]

@@ -81,7 +81,7 @@ def run(folder, command):
 
 def test_commands_and_snippet_run_as_written(folder):
     ran = [line for line in commands() if "benchmarks/" not in line]
-    assert len(ran) == 10
+    assert len(ran) == 12
     for line in ran:
         program, *arguments = shlex.split(smaller(line))
         run(folder, [{"python": sys.executable}.get(program, program), *arguments])

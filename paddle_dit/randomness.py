@@ -16,6 +16,7 @@ class Stream(IntEnum):
     GENERATION = 1
     VALIDATION = 2
     FLIPS = 3
+    ENCODING = 4
 
 
 MAX_SEED = 2**56 - 1  # the stream takes 8 of the key's 64 bits

@@ -284,8 +284,9 @@ class Session:
         try:
             with self.throughput.paused():
                 yield
-        except _Stopped:
+        except _Stopped:  # on all ranks alike
             self.undone.append(duty)
+            self._look_around()
 
     def _predict(self, x, timesteps, class_labels):
         """Run the model, which takes a while on all ranks alike, unless the run is to stop."""

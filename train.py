@@ -1,7 +1,9 @@
-"""Train a diffusion transformer on pre-extracted latents, on one process or many.
+"""Train a diffusion transformer on pre-extracted latents or on images, on one process or many.
 
     python -m paddle.distributed.launch --nnodes=1 --nproc_per_node=8 train.py \\
         --model DiT-XL/2 --feature-path ./data/fastdit_imagenet256 --global-batch-size 256
+
+With --data-path imagenet/train --vae stabilityai/sd-vae-ft-mse instead of --feature-path, each step encodes its images.
 
 The same command again continues the run from its newest whole checkpoint. A YAML recipe (-c recipe.yaml) holds the
 same options; the command line overrides it. The defaults are the DiT paper's.
@@ -19,11 +21,11 @@ from paddle_dit.training.recipe import TrainRecipe
 def main() -> None:
     """Parse, check, train."""
     recipe = parse(TrainRecipe, description=__doc__)
+    runtime.prepare()  # a plan may have to download a VAE, and what does that imports Paddle
     plan = make_plan(recipe)
     if recipe.dry_run:
         print(describe(plan))
         return
-    runtime.prepare()
     from paddle_dit.training.loop import train
     from paddle_dit.training.session import start_session
 

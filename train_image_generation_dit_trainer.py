@@ -4,7 +4,8 @@
         --per_device_train_batch_size 16 --max_steps 1000000000 --image_logging_steps 1000 --logging_steps 50 \\
         --save_steps 5000 --save_total_limit 50 --vae_name_or_path stabilityai/sd-vae-ft-mse
 
-The same command again continues the run from its newest whole checkpoint; --overwrite_output_dir moves what is there
+With --data_path imagenet/train, images instead of latents are trained on, which that VAE encodes in each step. The same
+command again continues the run from its newest whole checkpoint; --overwrite_output_dir moves what is there
 aside and starts anew. A YAML or JSON recipe may stand first; flags override it. The defaults are the DiT paper's.
 """
 

@@ -17,6 +17,7 @@ class Stream(IntEnum):
     VALIDATION = 2
     FLIPS = 3
     ENCODING = 4
+    POSTERIOR = 5
 
 
 MAX_SEED = 2**56 - 1  # the stream takes 8 of the key's 64 bits

@@ -13,9 +13,10 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,6 +29,88 @@ from paddle_dit.errors import DataError
 _CHUNK = 8  # images to a message: many enough to make its cost small, few enough to share the work evenly
 _START = "import sys; sys.path[:] = sys.argv[2:]; from paddle_dit.data.image_workers import serve; serve(sys.argv[1])"
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Decoders:
+    """Processes that decode images, for as many threads as want some; a context manager.
+
+    A process is started when it is first needed. Signals that ask to stop are left to the consumer: the processes end
+    when it closes this, or dies.
+
+    Args:
+        image_size: side of the images in pixels.
+        num_workers: processes; 0 decodes in the caller.
+    """
+
+    def __init__(self, image_size: int, num_workers: int = 0) -> None:
+        self._image_size, self._num_workers = image_size, num_workers
+        self._workers: list[subprocess.Popen] = []
+        self._idle: SimpleQueue[subprocess.Popen | None] = SimpleQueue()  # None: there will be no more
+        self._lock, self._closed = threading.Lock(), False
+
+    def read(self, paths: Sequence[str | Path]) -> list[np.ndarray | DataError]:
+        """Let a process that is idle read some images; waits for one.
+
+        Returns:
+            of each its pixels, uint8 ``[S, S, 3]``, or the DataError that says why it cannot be read.
+
+        Raises:
+            DataError: the process died.
+        """
+        if not self._num_workers:
+            return [_read(path, self._image_size) for path in paths]
+        worker = self._take()
+        try:
+            pickle.dump(paths, worker.stdin)
+            worker.stdin.flush()
+            return pickle.load(worker.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            code = _exit_code(worker)
+            end = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            raise DataError(
+                f"a process that decodes images {end} within {paths[0]} to {paths[-1]}; if memory ran out, use fewer "
+                "workers; then run the same command again"
+            ) from None
+        except BaseException:  # its answer, or the rest of it, must not be taken for that to another question
+            worker.kill()
+            raise
+        finally:
+            self._idle.put(worker)
+
+    def _take(self) -> subprocess.Popen:
+        with self._lock:
+            if not self._closed and self._idle.empty() and len(self._workers) < self._num_workers:
+                self._workers.append(_start_worker(self._image_size))
+                return self._workers[-1]
+        worker = self._idle.get()
+        if worker is None:
+            self._idle.put(None)
+            raise DataError("the processes that decode images have been ended")
+        return worker
+
+    def close(self) -> None:
+        """End the processes at once, and whatever waits for them by a DataError; may be called twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        for worker in self._workers:
+            worker.kill()
+        for _ in self._workers:
+            worker = self._idle.get()  # nobody reads from its pipes any more
+            worker.wait()
+            worker.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.close()
+        self._idle.put(None)
+
+    def __enter__(self) -> "Decoders":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
 
 
 class ImageReader:
@@ -43,8 +126,6 @@ class ImageReader:
         ahead: images that may lie decoded, or be under way, beyond the chunk that is being yielded; at least eight to a
             worker. By default twice that.
 
-    Signals that ask to stop are left to the consumer: the processes end when it closes the reader, or dies.
-
     Raises:
         DataError: from the start, an image size that no VAE takes; from ``next``, a process died.
     """
@@ -53,15 +134,11 @@ class ImageReader:
         self, paths: Iterable[str | Path], image_size: int, num_workers: int = 0, ahead: int | None = None
     ) -> None:
         check_image_size(image_size)
-        self._paths, self._image_size = iter(paths), image_size
+        self._paths, self._decoders = iter(paths), Decoders(image_size, num_workers)
         self._depth = max(num_workers, -(-ahead // _CHUNK)) if ahead else 2 * num_workers
         self._ready: Iterator[np.ndarray | DataError] = iter(())
         self._pending: deque[Future] = deque()  # chunks, oldest first
         self._closed = False
-        self._workers = [_start_worker(image_size) for _ in range(num_workers)]
-        self._idle: SimpleQueue[subprocess.Popen] = SimpleQueue()
-        for worker in self._workers:
-            self._idle.put(worker)
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="image-reader") if num_workers else None
 
     def __iter__(self) -> Iterator[np.ndarray | DataError]:
@@ -73,7 +150,7 @@ class ImageReader:
         if self._closed:
             raise StopIteration
         if self._threads is None:
-            return _read(next(self._paths), self._image_size)
+            return self._decoders.read([next(self._paths)])[0]
         image = next(self._ready, None)
         while image is None:
             self._read_ahead()
@@ -89,15 +166,9 @@ class ImageReader:
         """End the processes at once; may be called twice."""
         self._closed = True
         self._pending.clear()
-        for worker in self._workers:
-            worker.kill()
+        self._decoders.close()
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
-        for worker in self._workers:
-            worker.wait()
-            worker.stdout.close()
-            with contextlib.suppress(BrokenPipeError):
-                worker.stdin.close()
 
     def __enter__(self) -> "ImageReader":
         """Return itself."""
@@ -109,24 +180,7 @@ class ImageReader:
 
     def _read_ahead(self) -> None:
         while len(self._pending) < self._depth and (chunk := list(itertools.islice(self._paths, _CHUNK))):
-            self._pending.append(self._threads.submit(self._ask, chunk))
-
-    def _ask(self, chunk: list[str | Path]) -> list[np.ndarray | DataError]:
-        """Let a process that is idle read the images; as many threads as processes wait here."""
-        worker = self._idle.get()
-        try:
-            pickle.dump(chunk, worker.stdin)
-            worker.stdin.flush()
-            return pickle.load(worker.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError):
-            code = _exit_code(worker)
-            end = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            raise DataError(
-                f"a process that decodes images {end} within {chunk[0]} to {chunk[-1]}; if memory ran out, use fewer "
-                "workers; then run the same command again"
-            ) from None
-        finally:
-            self._idle.put(worker)
+            self._pending.append(self._threads.submit(self._decoders.read, chunk))
 
 
 def _read(path: str | Path, image_size: int) -> np.ndarray | DataError:

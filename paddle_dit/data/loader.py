@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     """One rank's part of a global batch of ``b`` samples."""
 
     step: int
-    latents: np.ndarray  # float32 [b,C,h,w]
+    latents: np.ndarray  # float32 [b,C,h,w]; of an ImageSource uint8 [b,S,S,3], to be encoded
     labels: np.ndarray  # int64 [b]
     positions: np.ndarray  # int64 [b], in the global batch; independent of the number of ranks
 

@@ -2,11 +2,12 @@
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from paddle_dit.data.image_source import ImageSource
 from paddle_dit.data.labels import resolve_labels
 from paddle_dit.data.source import LatentSource, image_size_of, open_source
 from paddle_dit.data.subset import Subset
@@ -128,21 +129,23 @@ def open_sources(
     num_classes: int | None = None,
     sample_shape: tuple[int, ...] | None = None,
     class_subset: Sequence[str | int] = (),
+    open_one: Callable[..., LatentSource] = open_source,
 ) -> LatentSource:
     """Open one folder of latents, or several as one, and choose some classes.
 
     Args:
-        paths: folders that :func:`paddle_dit.data.source.open_source` knows.
+        paths: folders that ``open_one`` knows.
         num_classes: what the model was asked for, or None to take the data's.
         sample_shape: the model's input ``(C, h, w)``, or None for any.
         class_subset: ids or names of the classes to keep; none keeps all. They are renumbered from 0.
+        open_one: opens a folder, as :func:`paddle_dit.data.source.open_source` does. Only latents can be joined.
 
     Raises:
         DataError: a folder is damaged, or does not fit the others, the classes or the model.
         ConfigError: there is no such class.
     """
     asked = None if class_subset else num_classes
-    parts = [open_source(path, num_classes=asked, sample_shape=sample_shape) for path in paths]
+    parts = [open_one(path, num_classes=asked, sample_shape=sample_shape) for path in paths]
     source = parts[0] if len(parts) == 1 else Mixture(parts, paths)
     if not class_subset:
         return source
@@ -165,10 +168,12 @@ def open_sources(
 
 
 def name_samples(source: LatentSource, indices: np.ndarray) -> str:
-    """Return where the first few samples ``indices`` of a source are: their numbers in the folder they come from."""
+    """Return where the first few samples ``indices`` of a source are: numbers in the folder, or names of images."""
     while isinstance(source, Subset):
         indices, source = source.indices[indices], source.whole
-    return ", ".join(source.name(index) if isinstance(source, Mixture) else str(index) for index in indices[:8])
+    return ", ".join(
+        source.name(index) if isinstance(source, Mixture | ImageSource) else str(index) for index in indices[:8]
+    )
 
 
 _MUST_AGREE = {  # attribute, or entry of the VAE's -> what to call it

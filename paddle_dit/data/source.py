@@ -14,7 +14,7 @@ from paddle_dit.errors import DataError
 class LatentSource(Protocol):
     """Labelled latents, already multiplied by the VAE's scaling factor, read in batches by index."""
 
-    kind: str  # "latents", or "moments": mean and log-variance along the channels
+    kind: str  # "latents"; "moments": mean and log-variance along the channels; or "images", to be encoded
     sample_shape: tuple[int, ...]  # of one sample as gathered: (C, h, w)
     num_classes: int | None  # None: unknown until given
     label_names: dict[int, str] | None
@@ -29,6 +29,8 @@ class LatentSource(Protocol):
 
     def gather(self, indices: np.ndarray, flipped: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return float32 samples ``[B,C,h,w]`` and int64 labels ``[B]`` for the integer ``indices [B]``.
+
+        The samples of images are uint8 ``[B,S,S,3]``.
 
         ``flipped``, booleans ``[B]``, takes some from the mirrored images, where ``has_flip``.
 

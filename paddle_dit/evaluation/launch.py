@@ -163,20 +163,21 @@ def write_random_latents(folder: Path, samples: int = 64, vae: dict | None = Non
 
 
 def flags_of(
-    script: str, store: Path, folder: Path, processes: int = 1, *, model="DiT-Digits/2", accumulation=1, **values
+    script: str, store: Path | None, folder: Path, processes: int = 1, *, model="DiT-Digits/2", accumulation=1, **values
 ) -> list:
     """Return the flags of either script for the same small run, a log line at each step.
 
     Args:
         script: :data:`TRAIN` or :data:`TRAINER`.
-        store: the latents.
+        store: the latents; None where ``values`` name images.
         folder: the run's output.
         processes: ranks, which share a batch of 16.
         model: a preset or JSON file.
         accumulation: micro-batches of each rank's share.
         values: more options, named as those of ``train.py`` with underscores.
     """
-    values = {"log_every": 1, "image_logging_steps": -1, **values, "feature_path": store, "output_dir": folder}
+    values = {"log_every": 1, "image_logging_steps": -1, **values, "output_dir": folder}
+    values |= {} if store is None else {"feature_path": store}
     if script == TRAINER:
         theirs = {"log_every": "logging_steps", "ckpt_every": "save_steps", "global_seed": "seed"}
         values = {theirs.get(name, name): value for name, value in values.items()}

@@ -1,13 +1,19 @@
 """The VAE between images and latents: ppdiffusers' AutoencoderKL, loaded without trusting its files."""
 
+import contextlib
+import fcntl
+import hashlib
 import re
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from paddle_dit.checkpoint import load_weights
 from paddle_dit.errors import ConfigError, ConversionError
-from paddle_dit.files import read_json
+from paddle_dit.files import read_json, sha256
 from paddle_dit.readers import STOCK_WEIGHTS, read_stock_weights
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -15,8 +21,55 @@ _HUB_NAME = re.compile(r"(?!data/)\w[\w.-]*/\w[\w.-]*")  # data/ is this project
 _FILES = f"config.json and {' or '.join(STOCK_WEIGHTS.values())}"
 
 
+@dataclass(frozen=True)
+class VaeFiles:
+    """What the files of a VAE say of it, without loading it.
+
+    Attributes:
+        name: as it was asked for.
+        latent_channels: of its latents.
+        factor: by which it shrinks images.
+        scaling_factor: what its latents are multiplied by.
+        fingerprint: SHA-256 of its weights and of the factors; empty where it was not asked for.
+    """
+
+    name: str
+    latent_channels: int
+    factor: int
+    scaling_factor: float
+    fingerprint: str
+
+
+def find_vae(name_or_path: str | Path, *, fingerprint: bool = True) -> VaeFiles:
+    """Find the files of a VAE that encodes RGB images; nothing is loaded, and Paddle not needed but for a download.
+
+    Args:
+        name_or_path: as for :func:`load_vae`.
+        fingerprint: read the weights for it.
+
+    Raises:
+        ConversionError: no such folder or model, or its configuration is not an AutoencoderKL's for RGB images.
+    """
+    folder = _find_folder(str(name_or_path))
+    config = _read_config(folder)
+    blocks, channels = config.get("block_out_channels", [64]), config.get("latent_channels", 4)
+    scale = config.get("scaling_factor", 0.18215)
+    good = isinstance(blocks, list) and blocks and isinstance(channels, int) and channels > 0
+    if not good or not isinstance(scale, int | float) or not 0 < scale < 1e6:
+        raise ConversionError(f"{folder / 'config.json'} does not describe an AutoencoderKL; restore it")
+    if config.get("in_channels", 3) != 3:
+        raise ConversionError(f"{folder} takes images of {config['in_channels']} channels; give a VAE for RGB images")
+    digest = ""
+    if fingerprint:
+        weights = next((path for name in STOCK_WEIGHTS.values() if (path := folder / name).is_file()), None)
+        if weights is None:
+            raise ConversionError(f"{folder} holds no weights; place {' or '.join(STOCK_WEIGHTS.values())} there")
+        digest = hashlib.sha256(f"{sha256(weights)} {len(blocks)} {float(scale)!r}".encode()).hexdigest()
+    return VaeFiles(str(name_or_path), channels, 2 ** (len(blocks) - 1), float(scale), digest)
+
+
 def load_vae(name_or_path: str | Path):
-    """Return a ppdiffusers ``AutoencoderKL`` in evaluation mode.
+    """Return a ppdiffusers ``AutoencoderKL`` in evaluation mode; nothing else in the process changes by it.
 
     Args:
         name_or_path: a folder of ``save_pretrained``, a folder with such a ``vae/`` in it (a DiTPipeline's), or the
@@ -27,20 +80,52 @@ def load_vae(name_or_path: str | Path):
         ConversionError: no such folder or model, or files that are missing, damaged or of another class.
     """
     folder = _find_folder(str(name_or_path))
-    config = read_json(folder / "config.json", ConversionError)
-    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        raise ConversionError(f"{folder} holds a {config['_class_name']}, not an AutoencoderKL; give a VAE's folder")
-    tensors = read_stock_weights(folder)
-    from ppdiffusers import AutoencoderKL
+    config, tensors = _read_config(folder), read_stock_weights(folder)
+    with _same_signal_handlers(), _same_random_state():
+        from ppdiffusers import AutoencoderKL
 
-    try:
-        vae = AutoencoderKL.from_config(config)
-    except Exception as error:  # the class checks nothing, so wrong values fail anywhere in it
-        raise ConversionError(f"{folder / 'config.json'} does not describe an AutoencoderKL ({error})") from None
+        try:
+            vae = AutoencoderKL.from_config(config)
+        except Exception as error:  # the class checks nothing, so wrong values fail anywhere in it
+            raise ConversionError(f"{folder / 'config.json'} does not describe an AutoencoderKL ({error})") from None
     vae._convert_deprecated_attention_blocks(tensors)  # files from before ppdiffusers 0.24 name attention otherwise
     load_weights(vae, tensors, folder)
     vae.eval()
     return vae
+
+
+def _read_config(folder: Path) -> dict:
+    config = read_json(folder / "config.json", ConversionError)
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        raise ConversionError(f"{folder} holds a {config['_class_name']}, not an AutoencoderKL; give a VAE's folder")
+    return config
+
+
+@contextlib.contextmanager
+def _same_random_state() -> Iterator[None]:
+    """Give back what a layer draws for its initial weights, so that a run draws the same with and without a VAE."""
+    import paddle
+
+    state = paddle.get_rng_state()
+    try:
+        yield
+    finally:
+        paddle.set_rng_state(state)
+
+
+@contextlib.contextmanager
+def _same_signal_handlers() -> Iterator[None]:
+    """Make Paddle's switch do nothing, which PaddleNLP turns on import: a stop signal would end a run unsaved."""
+    import paddle
+
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # there is none to keep, and Paddle's own would be noisy
+        yield
+        return
+    switch, paddle.disable_signal_handler = paddle.disable_signal_handler, lambda: None
+    try:
+        yield
+    finally:
+        paddle.disable_signal_handler = switch
 
 
 def check_fits(vae, in_channels: int, trained: dict | None = None) -> None:
@@ -96,7 +181,7 @@ def encode(vae, images, noise=None) -> np.ndarray:
 
     Args:
         vae: see :func:`load_vae`.
-        images: float32 ``[N, 3, H, W]`` in [-1, 1]; an array or a tensor.
+        images: ``[N, 3, H, W]`` in [-1, 1]; an array, or a float32 tensor, which stays on its device.
         noise: standard normal ``[N, C, h, w]`` to draw from the posterior, or None for its mean.
 
     Returns:
@@ -107,14 +192,16 @@ def encode(vae, images, noise=None) -> np.ndarray:
     """
     import paddle
 
-    images = np.asarray(images, dtype=np.float32)
+    if not isinstance(images, paddle.Tensor):
+        images = paddle.to_tensor(np.asarray(images, dtype=np.float32))
     if images.shape[1] != vae.config.in_channels:
         raise ConfigError(f"the VAE takes images of {vae.config.in_channels} channels, got {images.shape[1]}")
     with paddle.no_grad():
-        posterior = vae.encode(paddle.to_tensor(images)).latent_dist
-        latents = posterior.mean
+        posterior = vae.encode(images).latent_dist
+        latents = posterior.mean.astype("float32")  # which half precision around this call has narrowed
         if noise is not None:
-            latents = latents + posterior.std * paddle.to_tensor(np.asarray(noise, dtype=np.float32))
+            std = posterior.std.astype("float32")
+            latents = latents + std * paddle.to_tensor(np.asarray(noise, dtype=np.float32))
         return (latents * vae.config.scaling_factor).numpy()
 
 
@@ -133,16 +220,29 @@ def _find_folder(name: str) -> Path:
 def _download(name: str) -> Path:
     """Return the folder in ppdiffusers' cache that holds the hub's model, downloading what is missing."""
     # ppdiffusers' own from_pretrained would unpickle what it downloads, so only its download is used.
-    from ppdiffusers.utils import PPDIFFUSERS_CACHE, _get_model_file
+    with _same_signal_handlers():
+        from ppdiffusers.utils import PPDIFFUSERS_CACHE, _get_model_file
 
     folder = Path(PPDIFFUSERS_CACHE) / name
-    for choices in (["config.json"], list(STOCK_WEIGHTS.values())):
-        if not any((folder / file).is_file() or _fetched(_get_model_file, name, file) for file in choices):
-            raise ConversionError(
-                f"no folder {name}, and the hub's model of that name could not be fetched; place {_FILES} "
-                f"into {folder}, or into any folder and name that"
-            )
+    with _one_at_a_time(Path(PPDIFFUSERS_CACHE)):
+        for choices in (["config.json"], list(STOCK_WEIGHTS.values())):
+            if not any((folder / file).is_file() or _fetched(_get_model_file, name, file) for file in choices):
+                raise ConversionError(
+                    f"no folder {name}, and the hub's model of that name could not be fetched; place {_FILES} "
+                    f"into {folder}, or into any folder and name that"
+                )
     return folder
+
+
+@contextlib.contextmanager
+def _one_at_a_time(cache: Path) -> Iterator[None]:
+    """Let the ranks of a machine look for a model one after another: the first downloads, the others find it."""
+    with contextlib.ExitStack() as opened:
+        with contextlib.suppress(OSError):  # of a cache that cannot be written: nothing is downloaded into it
+            cache.mkdir(parents=True, exist_ok=True)
+            file = opened.enter_context((cache / ".paddle_dit.lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+        yield
 
 
 def _fetched(get_model_file, name: str, file: str) -> bool:

@@ -110,6 +110,9 @@ def _in_short(values: dict[str, float]) -> str:
     rate, per_card = values["images_per_second"], values["images_per_second_per_card"]
     shown = [f"loss {values['loss']:.4f}", f"{rate:.0f} images/s ({per_card:.0f} per card)"]
     shown += [f"{values['tflops_per_card']:.3g} TFLOP/s", f"wait {values['data_wait']:.0%}"]
+    if "encoding" in values:
+        shown += [f"encoding {values['encoding']:.0%}"]
+        shown += [f"{values['images_per_second_from_latents']:.0f} images/s if from latents"]
     shown += [f"MFU {values['mfu']:.0%}"] if "mfu" in values else []
     return ", ".join([*shown, f"{values['peak_memory_mib']:,.0f} MiB of tensors"])
 

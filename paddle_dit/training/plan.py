@@ -4,19 +4,24 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from paddle_dit.config import DiTConfig, ModelInfo
+from paddle_dit.data.image_source import ImageOptions
+from paddle_dit.data.image_workers import Decoders
 from paddle_dit.data.mixture import ClassSubset, name_samples, open_sources
 from paddle_dit.data.order import SampleOrder
-from paddle_dit.data.source import LatentSource, image_size_of
+from paddle_dit.data.source import LatentSource, image_size_of, open_source
 from paddle_dit.data.subset import Subset, hold_out, spread
 from paddle_dit.errors import ConfigError, DataError
 from paddle_dit.files import check_writable
+from paddle_dit.models.vae import find_vae
 from paddle_dit.training.recipe import TrainRecipe
 
 IMAGENET_CLASSES = 1000
+_PAPERS_IMAGE_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,13 @@ class Plan:
 
     Attributes:
         recipe: what was asked for.
-        source: the latents.
+        source: the latents, or the images to be encoded.
         order: which samples each step takes.
         info: the model to build, with the names and the VAE that belong to it.
         total_steps: updates of the whole run.
         ranks: processes that it runs on, or is planned for.
-        validation: held-out latents, or None.
+        validation: held-out latents or images, or None.
+        images: how images are taken, or None where the sources hold latents.
     """
 
     recipe: TrainRecipe
@@ -40,6 +46,7 @@ class Plan:
     total_steps: int
     ranks: int = 1
     validation: LatentSource | None = None
+    images: ImageOptions | None = None
 
     @property
     def identity(self) -> dict:
@@ -52,12 +59,14 @@ class Plan:
             "global_batch_size": self.recipe.global_batch_size,
             "global_seed": self.recipe.global_seed,
         }
+        if self.images is not None:  # a folder's fingerprint does not say what becomes of its images
+            values["images"] = {"image_size": self.images.image_size, "vae": self.images.vae.fingerprint}
         if held_out:  # by --eval-steps; --eval-path leaves the training data as they are
             values["held_out_samples"] = self.recipe.eval_samples
         return json.loads(json.dumps(values))  # as a checkpoint gives it back
 
     def sample_names(self, indices: np.ndarray) -> str:
-        """Return the numbers, in their folder of latents, of the first few samples of ``source[indices]``."""
+        """Return the numbers in their folder, or the files, of the first few samples of ``source[indices]``."""
         return name_samples(self.source, indices)
 
 
@@ -75,14 +84,42 @@ def make_plan(recipe: TrainRecipe) -> Plan:
     recipe.share_of_batch(ranks)
     if not recipe.dry_run:
         check_writable(recipe.output_dir, "--output-dir")
-    source, config = _open_and_fit(recipe)
-    source, validation = _hold_out(recipe, source)
+    images = _image_options(recipe)
+    source, config = _open_and_fit(recipe, images)
+    source, validation = _hold_out(recipe, source, images)
     order = SampleOrder(len(source), recipe.global_batch_size, recipe.global_seed)
     info = ModelInfo(config, source.label_names if config.num_classes else None, source.vae)
-    return Plan(recipe, source, order, info, recipe.total_steps(order.steps_per_epoch), ranks, validation)
+    return Plan(recipe, source, order, info, recipe.total_steps(order.steps_per_epoch), ranks, validation, images)
 
 
-def _hold_out(recipe: TrainRecipe, source: LatentSource) -> tuple[LatentSource, LatentSource | None]:
+def _image_options(recipe: TrainRecipe) -> ImageOptions | None:
+    """Return how the run takes images, if it does; None also where a dry run has none."""
+    if recipe.data_path is None or _is_assumed(recipe):
+        return None
+    image_size = _PAPERS_IMAGE_SIZE if recipe.image_size is None else recipe.image_size
+    main = os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
+    options = ImageOptions(
+        image_size,
+        find_vae(recipe.vae_name_or_path, fingerprint=not recipe.dry_run),
+        Decoders(image_size, recipe.num_workers),
+        print if main else lambda line: None,
+    )
+    options.check_size(recipe.base_config().patch_size)
+    return options
+
+
+def _is_assumed(recipe: TrainRecipe) -> bool:
+    """Whether a dry run has no data, so that ImageNet's are assumed."""
+    return recipe.dry_run and not any(path.exists() for path in _paths(recipe))
+
+
+def _paths(recipe: TrainRecipe) -> tuple[Path, ...]:
+    return recipe.feature_path if recipe.data_path is None else (recipe.data_path,)
+
+
+def _hold_out(
+    recipe: TrainRecipe, source: LatentSource, images: ImageOptions | None
+) -> tuple[LatentSource, LatentSource | None]:
     """Return what to train on and what to evaluate on, if anything."""
     if recipe.eval_steps < 0 or isinstance(source, ImageNetLatents):
         return source, None
@@ -93,6 +130,7 @@ def _hold_out(recipe: TrainRecipe, source: LatentSource) -> tuple[LatentSource, 
         num_classes=source.num_classes,
         sample_shape=source.sample_shape,
         class_subset=source.classes if isinstance(source, ClassSubset) else (),
+        open_one=images.open if images else open_source,
     )
     return source, spread(other, recipe.eval_samples)
 
@@ -114,21 +152,25 @@ class ImageNetLatents:
         raise DataError("these latents are only assumed")
 
 
-def _open_and_fit(recipe: TrainRecipe) -> tuple[LatentSource, DiTConfig]:
+def _open_and_fit(recipe: TrainRecipe, images: ImageOptions | None) -> tuple[LatentSource, DiTConfig]:
     """Open the data and return it with the architecture: a preset takes the data's shape, a JSON model must match."""
     config = recipe.base_config()
     asked = recipe.num_classes
     if asked is None and not recipe.is_preset:
         asked = config.num_classes
     shape = None if recipe.is_preset else config.sample_shape
-    if recipe.dry_run and not any(path.exists() for path in recipe.feature_path):
+    if _is_assumed(recipe):
         classes = asked or len(recipe.class_subset) or IMAGENET_CLASSES
         source: LatentSource = ImageNetLatents(recipe.image_size or 8 * config.height_width[0], classes)
     else:
         source = open_sources(
-            recipe.feature_path, num_classes=asked or None, sample_shape=shape, class_subset=recipe.class_subset
+            _paths(recipe),
+            num_classes=asked or None,
+            sample_shape=shape,
+            class_subset=recipe.class_subset,
+            open_one=images.open if images else open_source,
         )
-    if source.kind != "latents":
+    if source.kind == "moments":
         raise DataError(f"{_folders(recipe)} holds {source.kind}; training takes latents: make the store with latents")
     _check_image_size(recipe, source)
     if asked is None:
@@ -150,4 +192,4 @@ def _check_image_size(recipe: TrainRecipe, source: LatentSource) -> None:
 
 
 def _folders(recipe: TrainRecipe) -> str:
-    return ", ".join(map(str, recipe.feature_path))
+    return ", ".join(map(str, _paths(recipe)))

@@ -34,7 +34,7 @@ def describe(plan: Plan) -> str:
     assumed = ", assumed: there is no data yet" if isinstance(plan.source, ImageNetLatents) else ""
     rows = {
         **{key: value for key, value in recipe.to_dict().items() if key not in ("config", *PLANNING)},
-        "latents": f"{len(plan.source):,} x {list(plan.source.sample_shape)}{assumed}",
+        "latents": f"{len(plan.source):,} x {list(plan.source.sample_shape)}{assumed}{_encoded(recipe)}",
         **{name: value for name, value in config.to_dict().items() if name != "in_channels"},
         "parameters": f"{config.num_parameters():,}",
         "multiply-adds per forward": f"{config.multiply_adds() / 1e9:.4g} G per sample",
@@ -46,6 +46,10 @@ def describe(plan: Plan) -> str:
     }
     width = max(map(len, rows))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in rows.items())
+
+
+def _encoded(recipe: TrainRecipe) -> str:
+    return "" if recipe.data_path is None else ", encoded in each step: the VAE's memory and time are not counted below"
 
 
 def _memory_rows(plan: Plan, setup: Setup) -> dict[str, str]:

@@ -43,13 +43,17 @@ class TrainRecipe:
     feature_path: tuple[Path, ...] = (Path("data/fastdit_imagenet256"),)
     """Latents: a packed store, or a folder holding *_features and *_labels. Several are joined: they must have the same
     shape and classes."""
+    data_path: Path | None = None
+    """Train straight from images instead, encoded by --vae in each step: a folder of images per class, or one with a
+    labels.csv. Each image is mirrored or not by chance."""
     class_subset: tuple[str, ...] = ()
     """Train on these classes only: ids or names. They keep their names but are renumbered from 0 in the order of their
     ids, and the model has as many classes. Default: all."""
     output_dir: Annotated[Path, arg(aliases=["--results-dir"])] = Path("results")
     """Checkpoints and logs go here. The same command again continues the run found here."""
     image_size: int | None = None
-    """Pixels of the images behind the latents (256, 512); checked against the data. Default: what the data says."""
+    """Pixels of the images behind the latents (256, 512); checked against the data. Default: what the data says; with
+    --data-path 256, to which the images are cropped."""
     num_classes: int | None = None
     """Number of classes. Default: what the data says, or 1000 where it says nothing; 0 is unconditional."""
     learn_sigma: bool = True
@@ -94,7 +98,8 @@ class TrainRecipe:
     global_seed: int = 0
     """Seed of the weights, the order of the data and every random draw."""
     num_workers: int = 4
-    """Threads that read ahead; 0 reads in the training thread."""
+    """Threads that read ahead, with --data-path each with a process that decodes images; 0 reads in the training
+    thread."""
     log_every: int = 100
     """Steps between two lines of the log."""
     logging_dir: Path | None = None
@@ -118,7 +123,7 @@ class TrainRecipe:
     eval_samples: int = 1024
     """Samples to hold out for that: they are taken out of the training data, unless --eval-path has them."""
     eval_path: Path | None = None
-    """Held-out latents of their own, in the form of --feature-path."""
+    """Held-out data of their own: latents in the form of --feature-path, or images in that of --data-path."""
     image_logging_steps: int = 5000
     """Steps between two sets of preview images, drawn by the averaged weights; -1 never."""
     num_inference_steps: int = 25
@@ -126,7 +131,8 @@ class TrainRecipe:
     guidance_scales: tuple[float, ...] = (1.0, 4.0)
     """Guidance of the previews, a row of images each."""
     vae_name_or_path: Annotated[str | None, arg(aliases=["--vae"])] = None
-    """VAE that decodes the previews: a folder or hub name. Default: the one that the data names."""
+    """VAE that decodes the previews, and with --data-path encodes the images: a folder or hub name. Default: the one
+    that the data names."""
     resume: bool = True
     """Continue from the newest whole checkpoint in --output-dir; --no-resume moves what is there aside."""
     resume_from_checkpoint: Path | None = None
@@ -181,8 +187,7 @@ class TrainRecipe:
             raise ConfigError(f"--global-seed must be {MAX_SEED} or less, got {self.global_seed}")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ConfigError(f"--adam-betas must be in [0, 1), got {self.adam_betas}")
-        if not self.feature_path:
-            raise ConfigError("--feature-path names no folder; give one or more")
+        self._check_data()
         if not self.resume and self.resume_from_checkpoint is not None:
             raise ConfigError("--no-resume and --resume-from-checkpoint contradict each other; choose one")
         if self.eval_path is not None and self.eval_steps == -1:
@@ -207,6 +212,18 @@ class TrainRecipe:
             raise ConfigError(f"--assume-mfu must be in (0, 1], got {self.assume_mfu}")
         if not self.learning_rate > 0:
             raise ConfigError(f"--learning-rate must be positive, got {self.learning_rate}")
+
+    def _check_data(self) -> None:
+        if not self.feature_path:
+            raise ConfigError("--feature-path names no folder; give one or more")
+        if self.data_path is None:
+            return
+        if self.feature_path != TrainRecipe.feature_path:
+            raise ConfigError("--data-path (images) and --feature-path (latents) contradict each other; choose one")
+        if self.vae_name_or_path is None:
+            raise ConfigError("--data-path needs the VAE that encodes the images; give --vae FOLDER or a hub name")
+        if self.image_size is not None and self.image_size < 1:
+            raise ConfigError(f"--image-size must be 1 or more, got {self.image_size}")
 
     def share_of_batch(self, world_size: int) -> int:
         """Return the samples of a global batch that one of ``world_size`` ranks takes.

@@ -76,6 +76,7 @@ class SamplingPreview:
         folder: the run's output folder.
         add_image: ``add_image(tag, image, step)`` takes uint8 ``[H, W, 3]``; called on the main rank alone.
         give_up: asked there before each image is decoded; when true, the preview ends without a picture.
+        vae: the VAE, where it has been loaded already.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class SamplingPreview:
         folder: Path,
         add_image: Callable[[str, np.ndarray, int], None],
         give_up: Callable[[], bool] = lambda: False,
+        vae=None,
     ):
         self.info, self.options, self.ranks = info, options, ranks
         self._folder, self._add_image, self._give_up = folder / FOLDER, add_image, give_up
@@ -95,7 +97,7 @@ class SamplingPreview:
         asked = tuple(dict.fromkeys(map(float, options.guidance_scales)))
         self.guidance_scales = asked if can_guide(info.config) else (1.0,)
         self._dropped = [scale for scale in asked if scale not in self.guidance_scales]
-        self._vae = None
+        self._vae = vae
         self._usable: bool | None = None  # unknown until the VAE has been tried
         self._given_up = False
 
@@ -160,7 +162,7 @@ class SamplingPreview:
         """Load the VAE at the first call; return on every rank whether there is one."""
         if self._usable is None:
             if self.ranks.is_main:
-                self._vae = self._load_vae()
+                self._vae = self._vae or self._load_vae()
             self._usable = bool(self.ranks.from_main(int(self._vae is not None)))
             if self._usable and self._dropped:
                 self._say("this model cannot be guided: its previews are drawn without guidance alone")
@@ -171,9 +173,7 @@ class SamplingPreview:
         try:
             if name is None:
                 raise ConfigError("the data does not say which VAE made the latents; give --vae-name-or-path FOLDER")
-            # A VAE draws initial weights before it gets its own, and its library takes the signals' handlers away.
-            with _same_random_state(), _same_signal_handlers():
-                vae = load_vae(name)
+            vae = load_vae(name)
             check_fits(vae, self.info.config.in_channels, self.info.vae)
         except (PaddleDiTError, ImportError) as error:
             self._say(f"warning: no preview images in this run: {error}")
@@ -238,22 +238,3 @@ def _evaluating(model):
     finally:
         if was_training:
             model.train()
-
-
-@contextmanager
-def _same_random_state():
-    state = paddle.get_rng_state()
-    try:
-        yield
-    finally:
-        paddle.set_rng_state(state)
-
-
-@contextmanager
-def _same_signal_handlers():
-    """Make Paddle's switch do nothing, which PaddleNLP turns on import: a stop signal would end the run unsaved."""
-    switch, paddle.disable_signal_handler = paddle.disable_signal_handler, lambda: None
-    try:
-        yield
-    finally:
-        paddle.disable_signal_handler = switch

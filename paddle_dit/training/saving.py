@@ -253,8 +253,10 @@ def _made(folder: Path, step: int) -> set[str]:
 def _greeting(session: "Session") -> str:
     plan, recipe, config = session.plan, session.recipe, session.plan.info.config
     start = f"continuing after step {session.updates:,}" if session.updates else "starting at step 0"
+    images = plan.images
+    kind = "latents" if images is None else f"images of {images.image_size} pixels encoded by {images.vae.name}"
     return (
-        f"{recipe.model}: {config.num_parameters() / 1e6:.1f} M parameters, {len(plan.source):,} latents,"
+        f"{recipe.model}: {config.num_parameters() / 1e6:.1f} M parameters, {len(plan.source):,} {kind},"
         f" {config.num_classes} classes, batch {recipe.global_batch_size} on {session.ranks.world_size} rank(s),"
         f" {plan.total_steps:,} steps; {start}; writing to {recipe.output_dir}"
     )

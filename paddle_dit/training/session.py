@@ -10,12 +10,14 @@ from tqdm import tqdm
 
 from paddle_dit.config import DiTConfig
 from paddle_dit.data.loader import BatchLoader
+from paddle_dit.data.source import LatentSource
 from paddle_dit.diffusion.objective import GaussianDiffusion
 from paddle_dit.errors import ConfigError, NonFiniteLossError, PaddleDiTError
 from paddle_dit.models.dit import DiT
 from paddle_dit.training.background import Background
 from paddle_dit.training.data_parallel import DataParallel, ShardedDataParallel
 from paddle_dit.training.ema import ExponentialMovingAverage
+from paddle_dit.training.encoding import Encoder
 from paddle_dit.training.monitor import Monitor
 from paddle_dit.training.optimizer import build_optimizer
 from paddle_dit.training.parallel import TensorParallel
@@ -55,6 +57,14 @@ def _layout(recipe: TrainRecipe, config: DiTConfig, ranks: Ranks) -> DataParalle
         layout.check(config)
         return layout
     return DataParallel(ranks) if recipe.sharding == "none" else ShardedDataParallel(ranks, recipe.sharding)
+
+
+def _what_latents_would_bring(figures: dict[str, float]) -> str:
+    return (
+        f"of the time, encoding images takes {figures['encoding']:.0%} and waiting for them {figures['data_wait']:.0%}:"
+        f" {figures['images_per_second']:.4g} images/s; from latents, which scripts/extract_features.py makes once for"
+        f" all runs, it would be about {figures['images_per_second_from_latents']:.4g}"
+    )
 
 
 class _Stopped(Exception):
@@ -102,10 +112,14 @@ class Session:
         self.stopping, self.saved, self.undone = False, 0, []
         self.window, self.background = LossWindow(ranks), Background()
         self.throughput = Throughput(config, recipe.global_batch_size, ranks.world_size)
-        self.validation = self.preview = None
+        self.validation = self.preview = self.encoder = None
+        if plan.images is not None:
+            with ranks.together():  # each loads the VAE for itself
+                self.encoder = Encoder(plan.info, recipe.global_seed, self.step.precision, self.say)
         if plan.validation is not None:
-            self.validation = Validation(plan.validation, config, objective, recipe.global_seed, ranks)
-        self._drawn = False
+            held_out = self._latents_of(plan.validation)
+            self.validation = Validation(held_out, config, objective, recipe.global_seed, ranks)
+        self._drawn, self._windows = False, 0
         with contextlib.ExitStack() as opened:
             self._signals = opened.enter_context(StopSignals())  # from here on, as verifying a checkpoint takes a while
             opened.enter_context(self.background)
@@ -162,6 +176,8 @@ class Session:
             flip_seed=recipe.global_seed,
         )
         self.loader = opened.enter_context(loader)
+        if self.plan.images is not None:  # closes first: whoever still reads need not be waited for
+            opened.enter_context(self.plan.images.decoders)
         monitor = Monitor(
             recipe.output_dir,
             self.plan.total_steps,
@@ -173,11 +189,20 @@ class Session:
         self.monitor = opened.enter_context(monitor)  # closes first: an error's message starts on a line of its own
         if recipe.image_logging_steps > 0:
             options = PreviewOptions(recipe.num_inference_steps, recipe.guidance_scales, vae=recipe.vae_name_or_path)
-            add_image = self.monitor.add_image
             self.preview = SamplingPreview(
-                self.plan.info, options, ranks, recipe.output_dir, add_image, lambda: self._signals.received is not None
+                self.plan.info,
+                options,
+                ranks,
+                recipe.output_dir,
+                self.monitor.add_image,
+                lambda: self._signals.received is not None,
+                self.encoder.vae if self.encoder else None,
             )
         self.throughput.restart()
+
+    def _latents_of(self, source: LatentSource) -> LatentSource:
+        """Return a source as latents, of images the same each time."""
+        return source if self.encoder is None else self.encoder.fixed(source)
 
     def _catch_up(self) -> None:
         """Do what a signal kept from being done after the step that the run continues from."""
@@ -200,19 +225,24 @@ class Session:
             tqdm.write(line)
 
     def backward(self) -> dict | None:
-        """Read the next batch and compute its gradients; return this rank's losses as tensors.
+        """Read the next batch, encode it if need be, compute its gradients; return this rank's losses as tensors.
 
         An error of one rank is raised on all. None is returned where a loss was not finite and the step is skipped.
         """
         losses = None
-        with self.ranks.together(), self.throughput.waiting():
-            batch = next(self.loader)
+        with self.ranks.together():
+            with self.throughput.waiting():
+                batch = next(self.loader)
+            latents = batch.latents
+            if self.encoder is not None:
+                with self.throughput.encoding():
+                    latents = self.encoder(batch.latents, batch.step, batch.positions)
         # Where a rank's backward pass waits for others, it raises what concerns them on all by itself; and anything
         # else must leave the process, for the launcher to end those who wait.
         collective = self.parallel.backward_is_collective
         try:
             with contextlib.nullcontext() if collective else self.ranks.together():
-                losses = self.step.backward(batch.step, batch.latents, batch.labels, batch.positions)
+                losses = self.step.backward(batch.step, latents, batch.labels, batch.positions)
         except NonFiniteLossError as error:
             if losses is not None:  # it was another rank's
                 self.optimizer.clear_grad()
@@ -254,6 +284,9 @@ class Session:
         figures |= {"skipped_steps": self.skipped} if self.recipe.max_skipped_steps else {}
         figures |= {"overflows": self.step.overflows} if self.step.scaler else {}
         self.monitor.record(self.updates, figures)
+        self._windows += 1
+        if "encoding" in figures and self._windows == 2:  # the first has in it what takes a while to start
+            self.say(_what_latents_would_bring(figures))
         self.throughput.restart()
         return figures
 
@@ -274,7 +307,9 @@ class Session:
                 made = self.preview.draw(self.model, self.updates, self._predict)
             if made and not self._drawn:
                 first = np.arange(min(8, len(self.plan.source)))
-                made = self._drawn = self.preview.reconstruct(*self.plan.source.gather(first))
+                with self.ranks.together():
+                    latents = self._latents_of(self.plan.source).gather(first)
+                made = self._drawn = self.preview.reconstruct(*latents)
             if not made:
                 raise _Stopped
 

@@ -28,7 +28,7 @@ class Throughput:
 
     def restart(self) -> None:
         """Begin a new window."""
-        self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
+        self._start, self._steps, self._waited, self._encoded = time.perf_counter(), 0, 0.0, 0.0
 
     def advance(self) -> None:
         """Count one step."""
@@ -40,6 +40,15 @@ class Throughput:
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Count the block as encoding images, which must wait for the GPU by itself before it ends."""
+        if has_gpu():
+            paddle.device.synchronize()  # or it would wait for the former step as well
+        start = time.perf_counter()
+        yield
+        self._encoded += time.perf_counter() - start
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -55,6 +64,10 @@ class Throughput:
         multiply-adds, so recomputation is not counted as work); ``mfu``, its share of a known card's dense
         half-precision peak; ``data_wait``, the share of the time that this rank waited for data;
         ``peak_memory_mib``, of this rank's tensors.
+
+        Where images were encoded: ``encoding``, the share of the time that it took this rank, and
+        ``images_per_second_from_latents``, the rate without encoding and without waiting for data, which is what
+        latents that have been extracted beforehand would come to.
         """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         rate = self._steps * self._batch / seconds
@@ -65,6 +78,10 @@ class Throughput:
             "data_wait": self._waited / seconds,
             "peak_memory_mib": peak_memory() / 2**20,
         }
+        if self._encoded:
+            figures["encoding"] = self._encoded / seconds
+            rest = max(seconds - self._waited - self._encoded, 1e-9)
+            figures["images_per_second_from_latents"] = self._steps * self._batch / rest
         if self._peak is not None:
             figures["mfu"] = figures["tflops_per_card"] / self._peak
         return figures

@@ -36,7 +36,7 @@ class DiTTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = _option(32, "Samples that a card takes through the model at once.")
     num_train_epochs: float = _option(1400.0, "Passes over the data, unless --max_steps ends the run first.")
     max_grad_norm: float = _option(-1.0, "Clip the gradient's global norm here; -1 does not clip.")
-    dataloader_num_workers: int = _option(4, "Threads that read ahead; 0 reads in the training thread.")
+    dataloader_num_workers: int = _option(4, "Threads that read ahead, of images with a process each; 0: none.")
     seed: int = _option(0, "Of the weights, the order of the data and every random draw.")
 
     model_name_or_config: str = _option("DiT-XL/2", "Preset (DiT-S/4, ..., DiT-XL/2, DiT-Digits/2) or a JSON file.")
@@ -44,11 +44,12 @@ class DiTTrainingArguments(TrainingArguments):
         default_factory=lambda: ["data/fastdit_imagenet256"],
         metadata={"help": "Packed store, or folder with *_features and *_labels; several are joined."},
     )
+    data_path: Optional[str] = _option(None, "Train straight from images instead, which the VAE encodes in each step.")  # noqa: UP045
     class_subset: list[str] = field(
         default_factory=list,
         metadata={"help": "Train on these classes only, ids or names, renumbered from 0 in the order of their ids."},
     )
-    image_size: Optional[int] = _option(None, "Pixels of the images behind the latents; checked against the data.")  # noqa: UP045
+    image_size: Optional[int] = _option(None, "Pixels of the images, of latents those behind them; checked then.")  # noqa: UP045
     num_classes: Optional[int] = _option(None, "Number of classes; by default what the data says.")  # noqa: UP045
     learn_sigma: bool = _option(True, "Predict the variance too.")
     class_dropout_prob: float = _option(0.1, "Share of labels replaced by the null class.")
@@ -61,13 +62,13 @@ class DiTTrainingArguments(TrainingArguments):
     deterministic: bool = _option(False, "On a GPU, use only kernels that give the same bits each time.")
     max_skipped_steps: int = _option(0, "Steps that may be skipped because a loss is not finite.")
     eval_samples: int = _option(1024, "Samples held out for --eval_steps, unless --eval_path has them.")
-    eval_path: Optional[str] = _option(None, "Held-out latents of their own.")  # noqa: UP045
+    eval_path: Optional[str] = _option(None, "Held-out latents, or images, of their own.")  # noqa: UP045
     image_logging_steps: int = _option(5000, "Steps between two sets of preview images; -1 never.")
     num_inference_steps: int = _option(25, "DDIM steps of the previews.")
     guidance_scales: list[float] = field(
         default_factory=lambda: [1.0, 4.0], metadata={"help": "Guidance of the previews, a row of images each."}
     )
-    vae_name_or_path: Optional[str] = _option(None, "VAE of the previews; by default the one that the data names.")  # noqa: UP045
+    vae_name_or_path: Optional[str] = _option(None, "VAE of the previews and of --data_path; default: the data's.")  # noqa: UP045
     dry_run: bool = _option(False, "Print the resolved recipe, its memory and its time, and stop.")
     cards: Optional[int] = _option(None, "Of the dry run: ranks to plan for.")  # noqa: UP045
     gpu: str = _option("H100", "Of the dry run: the card whose peak is assumed.")
@@ -129,6 +130,7 @@ class DiTTrainingArguments(TrainingArguments):
             "async_save": sees_gpu() if self.async_save is None else self.async_save,
             "eval_path": Path(self.eval_path) if self.eval_path else None,
             "feature_path": tuple(map(Path, self.feature_path)),
+            "data_path": Path(self.data_path) if self.data_path else None,
             "class_subset": tuple(self.class_subset),
             "guidance_scales": tuple(self.guidance_scales),
             "global_batch_size": self.per_device_train_batch_size * self.gradient_accumulation_steps * ranks,

@@ -3,13 +3,17 @@
 import json
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import paddle
 import pytest
 
 from paddle_dit.errors import CheckpointError, ConfigError, ConversionError
-from paddle_dit.models.vae import check_fits, decode, encode, load_vae
+from paddle_dit.models.vae import VaeFiles, check_fits, decode, encode, find_vae, load_vae
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +151,123 @@ def test_what_looks_like_a_folder_is_not_downloaded(name, monkeypatch):
     monkeypatch.setattr("paddle_dit.models.vae._download", lambda name: pytest.fail(f"downloads {name}"))
     with pytest.raises(ConversionError, match=f"no such VAE folder: {name}"):
         load_vae(name)
+
+
+def test_its_files_tell_what_it_makes_of_images_before_it_is_loaded(vae, tmp_path):
+    vae.save_pretrained(str(tmp_path / "pipe" / "vae"))
+    found = find_vae(tmp_path / "pipe")
+    assert found == VaeFiles(str(tmp_path / "pipe"), 4, 2, 0.5, found.fingerprint)
+    assert find_vae(tmp_path / "pipe", fingerprint=False).fingerprint == ""
+    digits = find_vae("data/digits_vae")
+    assert (digits.latent_channels, digits.factor, digits.scaling_factor) == (4, 4, 0.9859727621078491)
+
+
+def test_a_fingerprint_is_of_weights_and_scale_not_of_the_name(vae, tmp_path):
+    for name in ("one", "two"):
+        vae.save_pretrained(str(tmp_path / name))
+    one = find_vae(tmp_path / "one").fingerprint
+    assert find_vae(tmp_path / "two").fingerprint == one
+    path = tmp_path / "two" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "scaling_factor": 0.25}))
+    assert find_vae(tmp_path / "two").fingerprint != one
+    shutil.copytree(tmp_path / "one", tmp_path / "three")
+    weights = tmp_path / "three" / "diffusion_paddle_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    assert find_vae(tmp_path / "three").fingerprint != one
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_class_name": "UNet2DModel"}, "UNet2DModel, not an AutoencoderKL"),
+        ({"block_out_channels": 8}, "does not describe an AutoencoderKL"),
+        ({"block_out_channels": []}, "does not describe an AutoencoderKL"),
+        ({"latent_channels": "4"}, "does not describe an AutoencoderKL"),
+        ({"scaling_factor": None}, "does not describe an AutoencoderKL"),
+        ({"scaling_factor": 0}, "does not describe an AutoencoderKL"),
+        ({"in_channels": 1}, "takes images of 1 channels; give a VAE for RGB images"),
+    ],
+)
+def test_files_that_cannot_encode_images_are_refused_unloaded(vae, tmp_path, change, message):
+    vae.save_pretrained(str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ConversionError, match=message):
+        find_vae(tmp_path)
+
+
+def test_files_without_weights_are_refused_unloaded(vae, tmp_path):
+    vae.save_pretrained(str(tmp_path))
+    (tmp_path / "diffusion_paddle_model.safetensors").unlink()
+    with pytest.raises(ConversionError, match=r"holds no weights; place diffusion_paddle_model\.safetensors or"):
+        find_vae(tmp_path)
+
+
+def test_loading_changes_no_random_numbers(vae, tmp_path):
+    vae.save_pretrained(str(tmp_path))
+    paddle.seed(5)
+    expected = paddle.randn([4]).numpy()
+    paddle.seed(5)
+    load_vae(tmp_path)
+    np.testing.assert_array_equal(paddle.randn([4]).numpy(), expected)
+
+
+LOADS = """
+import signal
+import paddle  # which has handlers of its own
+signal.signal(signal.SIGTERM, lambda *_: print("ours", flush=True))
+from paddle_dit.models.vae import load_vae
+load_vae("data/digits_vae")
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_loading_leaves_the_handlers_of_signals(run_command, tmp_path):
+    (tmp_path / "loads.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{LOADS}")
+    result = run_command(tmp_path / "loads.py")
+    assert (result.returncode, result.stdout.splitlines()[-1:]) == (0, ["ours"]), result.stderr
+
+
+def test_a_tensor_is_encoded_as_an_array_is(vae):
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 16, 16)).astype(np.float32)
+    np.testing.assert_array_equal(encode(vae, paddle.to_tensor(images)), encode(vae, images))
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from paddle_dit.models import vae
+with vae._one_at_a_time(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+class InterruptedWaiting(Exception):
+    """Raised by an alarm."""
+
+
+def test_the_ranks_of_a_machine_look_for_a_model_one_after_another(vae, tmp_path, monkeypatch):
+    monkeypatch.setattr("ppdiffusers.utils.PPDIFFUSERS_CACHE", str(tmp_path))
+    vae.save_pretrained(str(tmp_path / "someone" / "some-vae"))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+
+        def late(*_):
+            raise InterruptedWaiting
+
+        former = signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(InterruptedWaiting):
+            find_vae("someone/some-vae")
+        signal.signal(signal.SIGALRM, former)
+        other.stdin.close()
+        assert find_vae("someone/some-vae").factor == 2
+
+
+def test_a_cache_that_cannot_be_written_can_be_read(vae, tmp_path, monkeypatch):
+    monkeypatch.setattr("ppdiffusers.utils.PPDIFFUSERS_CACHE", str(tmp_path))
+    vae.save_pretrained(str(tmp_path / "someone" / "some-vae"))
+    (tmp_path / ".paddle_dit.lock").mkdir()  # cannot be opened, by root either
+    assert find_vae("someone/some-vae").factor == 2

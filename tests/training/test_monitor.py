@@ -54,6 +54,13 @@ def test_the_progress_bar_tells_speed_and_memory(tmp_path, capfd):
         assert figure in told
 
 
+def test_the_progress_bar_of_a_run_on_images_tells_what_latents_would_bring(tmp_path, capfd):
+    with Monitor(tmp_path, total_steps=4, start_step=0) as monitor:
+        monitor.record(1, {"loss": 0.5, **FIGURES, "encoding": 0.4, "images_per_second_from_latents": 210.0})
+        monitor.advance()
+    assert "wait 12%, encoding 40%, 210 images/s if from latents, 1,234 MiB" in capfd.readouterr().err
+
+
 def test_visualdl_can_be_left_out(tmp_path):
     with Monitor(tmp_path, total_steps=4, start_step=0) as monitor:
         monitor.add_image("samples", np.zeros((2, 2, 3), np.uint8), 1)

@@ -37,6 +37,23 @@ def test_figures_are_of_the_steps_and_the_seconds_since_the_restart(tiny_config,
     assert "mfu" not in figures
 
 
+def test_encoding_is_told_beside_the_rate_without_it(tiny_config, clock):
+    window = Throughput(tiny_config, global_batch_size=16, cards=2)
+    for _ in range(5):
+        with window.waiting():
+            clock.now += 0.5
+        with window.encoding():
+            clock.now += 1
+        clock.now += 0.5
+        window.advance()
+    figures = window.figures()
+    assert figures["images_per_second"] == pytest.approx(8)
+    assert figures["encoding"] == pytest.approx(0.5)
+    assert figures["images_per_second_from_latents"] == pytest.approx(32)
+    window.restart()
+    assert not {"encoding", "images_per_second_from_latents"} & set(window.figures())
+
+
 def test_pauses_are_no_training(tiny_config, clock):
     window = Throughput(tiny_config, global_batch_size=16, cards=1)
     for _ in range(2):

@@ -1,0 +1,94 @@
+"""Images become latents within the training loop."""
+
+from collections.abc import Callable
+
+import numpy as np
+import paddle
+
+from paddle_dit.config import ModelInfo
+from paddle_dit.data.source import LatentSource
+from paddle_dit.data.subset import Subset
+from paddle_dit.models.vae import check_fits, encode, load_vae
+from paddle_dit.randomness import Stream, generator
+from paddle_dit.training.precision import Precision
+
+_AT_ONCE = 16  # images through the VAE: its activations are large, and a model's must fit beside it
+
+
+class Encoder:
+    """A VAE that encodes this rank's images; calling it gives their latents.
+
+    Latents are drawn from the VAE's distribution, so an image has others each time: which, depends on seed, step and
+    position alone.
+
+    Attributes:
+        vae: see :func:`paddle_dit.models.vae.load_vae`.
+
+    Args:
+        info: of the model; its VAE is loaded.
+        seed: of the draws.
+        precision: what the VAE computes in; its weights stay float32. What overflows is encoded again in float32.
+        report: is told so, in a line, the first time.
+
+    Raises:
+        ConversionError, ConfigError: the VAE cannot be loaded or does not fit.
+    """
+
+    def __init__(self, info: ModelInfo, seed: int, precision: Precision, report: Callable[[str], None] = print):
+        self._shape, self._seed, self._precision = info.config.sample_shape, seed, precision
+        self._report, self._overflowed = report, False
+        self.vae = load_vae(info.vae["name"])
+        check_fits(self.vae, info.config.in_channels, info.vae)
+
+    def __call__(self, images: np.ndarray, step: int, positions: np.ndarray) -> np.ndarray:
+        """Encode a rank's share of a batch.
+
+        Args:
+            images: uint8 ``[b, S, S, 3]``.
+            step: number of the update, from 0.
+            positions: int64 ``[b]``, places in the global batch.
+
+        Returns:
+            float32 ``[b, C, h, w]``, multiplied by the VAE's scaling factor.
+        """
+        return self._encode(images, Stream.POSTERIOR, step, positions)
+
+    def fixed(self, source: LatentSource) -> "EncodedImages":
+        """Return a source of images as one of latents that are the same each time."""
+        return EncodedImages(source, lambda images, indices: self._encode(images, Stream.VALIDATION, 2, indices))
+
+    def _encode(self, images: np.ndarray, stream: Stream, step: int, positions: np.ndarray) -> np.ndarray:
+        noise = np.empty((len(images), *self._shape), np.float32)
+        for row, position in zip(noise, positions, strict=True):
+            generator(self._seed, stream, step, int(position)).standard_normal(out=row, dtype=np.float32)
+        parts = [slice(start, start + _AT_ONCE) for start in range(0, len(images), _AT_ONCE)]
+        return np.concatenate([self._encode_part(images[part], noise[part]) for part in parts])
+
+    def _encode_part(self, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        pixels = paddle.to_tensor(images).transpose([0, 3, 1, 2]).astype("float32") / 127.5 - 1
+        with self._precision.autocast():
+            latents = encode(self.vae, pixels, noise)
+        if not self._precision.is_half or np.isfinite(latents).all():
+            return latents
+        if not self._overflowed:
+            self._overflowed = True
+            self._report(f"{self._precision.dtype} overflows in this VAE: such images are encoded in float32")
+        return encode(self.vae, pixels, noise)
+
+
+class EncodedImages(Subset):
+    """The latents of all images of a source, encoded whenever they are gathered.
+
+    Args:
+        source: of images.
+        encode: called as ``encode(images, indices)``.
+    """
+
+    def __init__(self, source: LatentSource, encode: Callable[[np.ndarray, np.ndarray], np.ndarray]):
+        super().__init__(source, np.arange(len(source)), "encoded")
+        self.kind, self._encode = "latents", encode
+
+    def gather(self, indices: np.ndarray, flipped: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return float32 latents ``[B, C, h, w]`` and int64 labels ``[B]``; errors as the source's."""
+        images, labels = super().gather(indices, flipped)
+        return self._encode(images, indices), labels

@@ -25,6 +25,7 @@ update = Session.update
 def limited(session, losses):
     update(session, losses)
     if session.updates == 4:
+        session.background.wait()  # for the checkpoint before, which is not meant
         resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
 Session.update = limited
 """

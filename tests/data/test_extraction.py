@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from paddle_dit.data import extraction_ranks
-from paddle_dit.data.digits import DIGIT_NAMES, DIGITS_VAE_FOLDER, enlarge, load_digits
+from paddle_dit.data.digits import DIGIT_NAMES, DIGITS_VAE_FOLDER
 from paddle_dit.data.extraction import Extraction
 from paddle_dit.data.extraction_encoding import Encoder
 from paddle_dit.data.extraction_options import ExtractionOptions
@@ -24,21 +24,15 @@ from paddle_dit.data.verify import open_check
 from paddle_dit.errors import ConfigError, ConversionError, DataError
 from paddle_dit.models.vae import encode, load_vae
 from paddle_dit.randomness import Stream, generator
+from tests.digit_images import SIZE, write_digit_images
 
-COUNT, SIZE, SHAPE = 50, 32, (4, 8, 8)
+COUNT, SHAPE = 50, (4, 8, 8)
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """Write digits as PNG files, a folder for each class."""
-    root = tmp_path_factory.mktemp("images") / "digits"
-    digits, labels = load_digits("train")
-    pixels = np.round((enlarge(digits[:COUNT], SIZE) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
-    for number, (picture, label) in enumerate(zip(pixels, labels, strict=False)):
-        path = root / DIGIT_NAMES[int(label)] / f"{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
-    return root
+    return write_digit_images(tmp_path_factory.mktemp("images") / "digits", COUNT, numbered=False)
 
 
 @pytest.fixture

@@ -2,27 +2,20 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from paddle_dit.data.digits import DIGIT_NAMES, enlarge, load_digits
 from paddle_dit.data.npy_pairs import NpyPairs
 from paddle_dit.data.store import PackedStore
 from paddle_dit.data.verify import open_check
+from tests.digit_images import SIZE, write_digit_images
 
 SCRIPT = "scripts/extract_features.py"
-COUNT, SIZE, BROKEN = 40, 32, 20
+COUNT, BROKEN = 40, 20
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """Write digits as PNG files, a folder for each class; one is broken."""
-    root = tmp_path_factory.mktemp("images") / "digits"
-    digits, labels = load_digits("train")
-    pixels = np.round((enlarge(digits[:COUNT], SIZE) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
-    for number, (picture, label) in enumerate(zip(pixels, labels, strict=False)):
-        path = root / DIGIT_NAMES[int(label)] / f"{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
+    root = write_digit_images(tmp_path_factory.mktemp("images") / "digits", COUNT, numbered=False)
     sorted(root.rglob("*.png"))[BROKEN].write_text("no picture")
     return root
 

@@ -21,8 +21,8 @@ from PIL import Image
 from paddle_dit import runtime
 from paddle_dit.cli import parse
 from paddle_dit.data.digits import DIGIT_NAMES, DIGITS_VAE_FOLDER, enlarge, load_digits
-from paddle_dit.data.extraction_options import THREADS, ExtractionOptions
 from paddle_dit.errors import entry_point
+from paddle_dit.extraction.options import THREADS, ExtractionOptions
 
 
 @dataclass
@@ -83,7 +83,7 @@ def write_random_vae(folder: Path, channels: tuple[int, ...]) -> None:
 
 def measure(options: ExtractionOptions, rounds: int) -> tuple[float, float]:
     """Return the medians of images/s and of the share of time spent waiting."""
-    from paddle_dit.data.extraction import Extraction
+    from paddle_dit.extraction.job import Extraction
 
     rates, waits = [], []
     for number in range(rounds):

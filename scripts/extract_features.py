@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from paddle_dit import runtime
 from paddle_dit.cli import parse
-from paddle_dit.data.extraction_options import THREADS, ExtractionOptions
 from paddle_dit.errors import entry_point
+from paddle_dit.extraction.options import THREADS, ExtractionOptions
 
 
 def _bar(title: str, total: int, done: int) -> tqdm:
@@ -35,7 +35,7 @@ def _bar(title: str, total: int, done: int) -> tqdm:
 
 def _extract(job, stop) -> None:
     """Extract, and on rank 0 say what came of it."""
-    from paddle_dit.data.extraction_summary import PREVIEW, count_lines, figure_lines
+    from paddle_dit.extraction.summary import PREVIEW, count_lines, figure_lines
 
     with job:
         job.begin(stop)
@@ -59,8 +59,8 @@ def _extract(job, stop) -> None:
 
 def _write_pairs(options: ExtractionOptions, stop) -> None:
     """Write the finished store as npy pairs."""
-    from paddle_dit.data.extraction_ranks import StoppedError
     from paddle_dit.data.unpacking import Unpacking
+    from paddle_dit.extraction.ranks import StoppedError
 
     def advance(amount: int) -> None:
         bar.update(amount)
@@ -81,8 +81,8 @@ def main() -> None:
     options = parse(ExtractionOptions, description=__doc__)
     os.environ["OMP_NUM_THREADS"] = str(THREADS)
     runtime.prepare()
-    from paddle_dit.data.extraction import Extraction
-    from paddle_dit.data.extraction_ranks import StoppedError
+    from paddle_dit.extraction.job import Extraction
+    from paddle_dit.extraction.ranks import StoppedError
     from paddle_dit.training.signals import STOPPED, StopSignals
 
     job = Extraction(options, report=tqdm.write)  # its imports would take the signals back from us

@@ -11,7 +11,7 @@ ROOMS = [  # from the top; a module is named by the first room that holds it, an
     ["evaluation"],
     ["training"],
     ["generation"],
-    ["conversion"],
+    ["conversion", "extraction"],
     ["data", "diffusion", "models"],
 ]
 MODULES = sorted(path.relative_to(PACKAGE.parent).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))

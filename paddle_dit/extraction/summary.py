@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_dit.data.extraction_encoding import draw
 from paddle_dit.data.images import ImageFolder, read_image
 from paddle_dit.data.shards import Summary
 from paddle_dit.data.store import PackedStore
+from paddle_dit.extraction.encoding import draw
 from paddle_dit.files import replace_file
 from paddle_dit.models.vae import decode
 from paddle_dit.pictures import labelled_grid

@@ -16,10 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from paddle_dit.data import shards
-from paddle_dit.data.extraction_encoding import Encoder
-from paddle_dit.data.extraction_options import ExtractionOptions
-from paddle_dit.data.extraction_ranks import Meeting, Place, Stop
-from paddle_dit.data.extraction_summary import PREVIEW, SKIPPED, plain_name, write_preview
 from paddle_dit.data.image_workers import ImageReader
 from paddle_dit.data.images import find_images
 from paddle_dit.data.npy import non_finite_rows
@@ -27,6 +23,10 @@ from paddle_dit.data.shards import PLAN, StorePlan, Summary
 from paddle_dit.data.store import PackedStore
 from paddle_dit.data.store_index import INDEX, new_index, read_index, shard_files
 from paddle_dit.errors import DataError, PaddleDiTError
+from paddle_dit.extraction.encoding import Encoder
+from paddle_dit.extraction.options import ExtractionOptions
+from paddle_dit.extraction.ranks import Meeting, Place, Stop
+from paddle_dit.extraction.summary import PREVIEW, SKIPPED, plain_name, write_preview
 from paddle_dit.files import read_json
 from paddle_dit.models.vae import load_vae
 
@@ -59,7 +59,7 @@ class Extraction:
         done: those that earlier starts finished; known after :meth:`begin`.
         whole: whether the store is finished already; likewise.
         images: the :class:`~paddle_dit.data.images.ImageFolder`.
-        encoder: see :class:`~paddle_dit.data.extraction_encoding.Encoder`.
+        encoder: see :class:`~paddle_dit.extraction.encoding.Encoder`.
         seconds: spent on shards so far, by this process.
         waited: those of them that the VAE waited for images, the first batch left out, for which the readers start.
 

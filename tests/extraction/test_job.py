@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddle_dit.data import extraction_ranks
 from paddle_dit.data.digits import DIGIT_NAMES, DIGITS_VAE_FOLDER
-from paddle_dit.data.extraction import Extraction
-from paddle_dit.data.extraction_encoding import Encoder
-from paddle_dit.data.extraction_options import ExtractionOptions
-from paddle_dit.data.extraction_ranks import NOTICE, Meeting, Place, StoppedError
-from paddle_dit.data.extraction_summary import PREVIEW, count_lines, figure_lines
 from paddle_dit.data.images import find_images, read_image
 from paddle_dit.data.shards import StorePlan
 from paddle_dit.data.source import open_source
@@ -22,6 +16,12 @@ from paddle_dit.data.store import PackedStore
 from paddle_dit.data.store_index import new_index
 from paddle_dit.data.verify import open_check
 from paddle_dit.errors import ConfigError, ConversionError, DataError
+from paddle_dit.extraction import ranks
+from paddle_dit.extraction.encoding import Encoder
+from paddle_dit.extraction.job import Extraction
+from paddle_dit.extraction.options import ExtractionOptions
+from paddle_dit.extraction.ranks import NOTICE, Meeting, Place, StoppedError
+from paddle_dit.extraction.summary import PREVIEW, count_lines, figure_lines
 from paddle_dit.models.vae import encode, load_vae
 from paddle_dit.randomness import Stream, generator
 from tests.digit_images import SIZE, write_digit_images
@@ -376,7 +376,7 @@ def test_shares_are_disjoint_and_whatever_is_finished_is_left_out(tmp_path, plan
 
 @pytest.mark.parametrize("case", ["no start", "another start", "a start whose rank 0 is dead"])
 def test_a_rank_waits_for_rank_0_of_its_own_start_and_not_for_ever(tmp_path, plan, monkeypatch, case):
-    monkeypatch.setattr(extraction_ranks, "_START", 0.5)
+    monkeypatch.setattr(ranks, "_START", 0.5)
     if case != "no start":
         start(tmp_path, plan, 0, launch="b" if case == "another start" else "a")
     if case == "a start whose rank 0 is dead":
@@ -410,7 +410,7 @@ def test_a_rank_that_fails_tells_rank_0_and_one_whose_rank_0_is_gone_stops(tmp_p
 
 
 def test_rank_0_says_for_whom_it_waits(tmp_path, plan, monkeypatch):
-    monkeypatch.setattr(extraction_ranks, "_QUIET", 0.3)
+    monkeypatch.setattr(ranks, "_QUIET", 0.3)
     main, said = start(tmp_path, plan, 0), []
     main._report = said.append
     with pytest.raises(StoppedError):

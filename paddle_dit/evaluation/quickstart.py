@@ -108,11 +108,7 @@ class Quickstart:
 
     def judge(self) -> Verdict:
         """Draw with our own sampler and ask the judge."""
-        source = load_generator(self.output / "pipeline")
-        labels = np.arange(self.num_samples) % len(DIGIT_NAMES)
-        options = SamplingOptions(**{**SAMPLING.to_dict(), "seed": self.seed})
-        images = draw_images(source, labels, options, batch_size=100)
-        return judge(shrink(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0), labels)
+        return draw_and_judge(self.output / "pipeline", self.num_samples, self.seed)
 
     def report(self, verdict: Verdict) -> None:
         """Write ``report.json`` and print the verdict."""
@@ -133,6 +129,20 @@ class Quickstart:
 
     def _stages(self) -> str:
         return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items() if name != "total")
+
+
+def draw_and_judge(model: Path, num_samples: int, seed: int = 0) -> Verdict:
+    """Draw digits of all classes in turn and ask the judge what they are.
+
+    Args:
+        model: as for :func:`paddle_dit.generation.load_generator`.
+        num_samples: how many to draw.
+        seed: of the noise.
+    """
+    labels = np.arange(num_samples) % len(DIGIT_NAMES)
+    options = SamplingOptions(**{**SAMPLING.to_dict(), "seed": seed})
+    images = draw_images(load_generator(model), labels, options, batch_size=100)
+    return judge(shrink(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0), labels)
 
 
 def write_digits(folder: Path, split: str, vae) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 
-import numpy as np
 import pytest
 
 ROOT_RECIPES = {
@@ -30,18 +29,13 @@ def digits(tmp_path_factory):
 @pytest.mark.distributed
 @pytest.mark.parametrize("script", ROOT_RECIPES)
 def test_two_processes_learn_the_digits(script, digits, run_command, tmp_path):
-    from paddle_dit.data.digits import shrink
-    from paddle_dit.evaluation.digits import judge
-    from paddle_dit.evaluation.quickstart import SAMPLING
-    from paddle_dit.generation import draw_images, load_generator
+    from paddle_dit.evaluation.quickstart import draw_and_judge
 
     *command, data, held_out, output = ROOT_RECIPES[script]
     command += [data, digits / "train", held_out, digits / "heldout", output, tmp_path / "run"]
     result = run_command(*command, processes=2, log_dir=tmp_path / "launch_log")
     assert result.returncode == 0, result.stdout[-3000:]
-    labels = np.arange(500) % 10
-    images = draw_images(load_generator(tmp_path / "run"), labels, SAMPLING, batch_size=100)
-    verdict = judge(shrink(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0), labels)
+    verdict = draw_and_judge(tmp_path / "run", 500)
     print(script, verdict, file=sys.stderr)
     assert verdict.generated_accuracy >= 0.97
     assert (tmp_path / "run" / "samples" / "step-0006000.png").is_file()

@@ -6,6 +6,8 @@ Anything else that is raised is a bug and keeps its traceback.
 import difflib
 import errno
 import functools
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -78,6 +80,9 @@ def entry_point(main: Callable[..., None]) -> Callable[..., None]:
             sys.stdout.flush()
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             sys.exit(2)
+        except BrokenPipeError:  # of "| head": whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+            sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
             if error.errno not in _MENDS:
                 raise

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -134,3 +135,14 @@ def test_ctrl_c_is_one_line_too(capsys):
         main()
     assert stop.value.code == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly():
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command = [sys.executable, "scripts/extract_features.py", "--help"]
+        result = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writing)
+    assert (result.returncode, result.stderr) == (141, "")

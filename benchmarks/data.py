@@ -26,7 +26,7 @@ from paddle_dit.data.loader import BatchLoader
 from paddle_dit.data.order import SampleOrder
 from paddle_dit.data.source import LatentSource, open_source
 from paddle_dit.data.store import StoreWriter
-from paddle_dit.data.store_index import new_index, shard_files, write_index
+from paddle_dit.data.store_index import first_sample, new_index, shard_files, write_index
 from paddle_dit.errors import entry_point
 from paddle_dit.files import flush_to_disk
 
@@ -78,8 +78,9 @@ def write_sparse(folder: Path, count: int, shard_size: int = 16_384) -> None:
     for number in range(-(-count // shard_size)):
         length = min(shard_size, count - number * shard_size)
         path = folder / shard_files(index, number)["shards"]
-        np.lib.format.open_memmap(path, "w+", np.float16, (length, *SHAPE))
+        zeros = np.lib.format.open_memmap(path, "w+", np.float16, (length, *SHAPE))
         entry = {"file": path.name, "bytes": path.stat().st_size, "sha256": "0" * 64}
+        entry["first_sample"] = first_sample(zeros)
         index["shards"].append({"length": length, **entry})
     write_index(folder, index, np.arange(count) % NUM_CLASSES)
 

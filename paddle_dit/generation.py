@@ -20,7 +20,7 @@ from paddle_dit.diffusion.guidance import can_guide, guided
 from paddle_dit.diffusion.samplers import SAMPLERS
 from paddle_dit.diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
 from paddle_dit.errors import ConfigError, nearest
-from paddle_dit.models.vae import check_fits, decode, load_vae
+from paddle_dit.models.vae import decode, fit_vae, load_vae
 from paddle_dit.randomness import MAX_SEED, Stream, generator
 
 PAPER_GUIDANCE = 4.0
@@ -189,7 +189,7 @@ def load_generator(path: str | Path, vae: str | None = None, weights: str = "ema
     if name is None:
         raise ConfigError(f"{path} does not say which VAE made its latents; give --vae FOLDER")
     loaded = load_vae(name)
-    check_fits(loaded, info.config.in_channels, info.vae)
+    fit_vae(loaded, info.config.in_channels, info.vae)
     return Generator(model, loaded, info)
 
 

@@ -4,6 +4,7 @@ Each draw has a key ``(seed, stream, step)`` and a position, fed to a counter-ba
 number of ranks or another batch size therefore sees the same numbers.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -30,6 +31,22 @@ def generator(seed: int, stream: Stream, step: int, position: int) -> np.random.
     """
     key = np.array([(int(seed) << 8) | int(stream), int(step)], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, int(position)]))
+
+
+def standard_normal(seed: int, stream: Stream, step: int, positions: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """Return float32 noise ``[B, *shape]``, the row of each of ``positions [B]`` by its own :func:`generator`."""
+    noise = np.empty((len(positions), *shape), np.float32)
+    for row, position in zip(noise, positions, strict=True):
+        generator(seed, stream, step, position).standard_normal(out=row, dtype=np.float32)
+    return noise
+
+
+def uniform(seed: int, stream: Stream, step: int, positions: np.ndarray) -> np.ndarray:
+    """Return float64 numbers in [0, 1) for ``positions [B]``, all by one generator of the step.
+
+    Other positions than those asked for change nothing: the number at position ``p`` is always the step's ``p``-th.
+    """
+    return generator(seed, stream, step, 0).random(int(np.max(positions, initial=-1)) + 1)[positions]
 
 
 def permutation(count: int, *key: int) -> np.ndarray:

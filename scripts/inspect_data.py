@@ -2,9 +2,10 @@
 
     python scripts/inspect_data.py data/imagenet256
     python scripts/inspect_data.py data/fastdit_imagenet256 --decode 16 --vae stabilityai/sd-vae-ft-mse
+    python scripts/inspect_data.py imagenet/train
 
-Values come from at most 20,000 evenly spaced latents unless --all asks for each. scripts/verify_data.py looks for
-damage.
+Values come from at most 20,000 evenly spaced latents, sizes of images from 200 of them, unless --all asks for each.
+scripts/verify_data.py looks for damage.
 """
 
 import sys
@@ -25,9 +26,9 @@ class Options:
     """What to look at."""
 
     path: Positional[Path]
-    """Folder of a packed store, or the one that holds *_features and *_labels."""
+    """Folder of a packed store, or the one that holds *_features and *_labels, or images by class or labels.csv."""
     all: bool = False
-    """Read every latent, not at most 20,000."""
+    """Read every latent, not at most 20,000; open every image, not at most 200."""
     decode: int = 0
     """Decode as many latents, evenly spaced, into a picture; 0 none."""
     vae: str | None = None
@@ -42,10 +43,10 @@ def _load_vae(options: Options, source):
     if not name:
         raise ConfigError(f"{options.path} names no VAE; give one with --vae")
     runtime.prepare()
-    from paddle_dit.models.vae import check_fits, load_vae
+    from paddle_dit.models.vae import fit_vae, load_vae
 
     vae = load_vae(name)
-    check_fits(vae, source.sample_shape[0] // (2 if source.kind == "moments" else 1), source.vae)
+    fit_vae(vae, source.sample_shape[0] // (2 if source.kind == "moments" else 1), source.vae)
     return vae
 
 
@@ -77,12 +78,14 @@ def main() -> None:
         raise ConfigError(f"--decode must be 0 or more, got {options.decode}")
     if options.decode:
         check_writable(options.output.parent, "--output")
-    from paddle_dit.data.inspection import Inspection
+    from paddle_dit.data.inspection import inspect
 
-    inspection = Inspection(options.path, options.all)
+    inspection = inspect(options.path, options.all)
+    if options.decode and inspection.source is None:
+        raise ConfigError(f"{options.path} holds images; --decode shows latents, leave it out")
     vae = _load_vae(options, inspection.source) if options.decode else None
     with tqdm(
-        total=inspection.total, desc="read", unit=" latents", disable=not sys.stderr.isatty(), leave=False
+        total=inspection.total, desc="read", unit=inspection.unit, disable=not sys.stderr.isatty(), leave=False
     ) as bar:
         inspection.read(bar.update)
     for line in inspection.lines():

@@ -6,8 +6,9 @@ import pytest
 
 from paddle_dit.config import DiTConfig, ModelInfo
 from paddle_dit.errors import ConfigError
-from paddle_dit.generation import PAPER_CLASSES, Generator, SamplingOptions, generate_latents
+from paddle_dit.generation import PAPER_CLASSES, Generator, SamplingOptions, generate_latents, load_generator
 from paddle_dit.models.dit import DiT
+from paddle_dit.models.vae import find_vae
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +111,12 @@ def test_default_labels_are_classes_of_the_model(classes, names, default, captio
         assert source.name_of(207) == captions[0]
     else:
         assert [source.name_of(label) for label in default[:2]] == captions
+
+
+def test_the_vae_decodes_with_the_factor_that_the_training_latents_had(model, tmp_path):
+    paddle.save(model.state_dict(), str(tmp_path / "model.pdparams"))
+    for factor in (None, 0.5):
+        info = ModelInfo(model.config, None, find_vae("data/digits_vae", factor, fingerprint=False).record(32))
+        info.save(tmp_path / "config.json")
+        vae = load_generator(tmp_path / "model.pdparams").vae
+        assert vae.config.scaling_factor == (factor or 0.9859727621078491)

@@ -24,7 +24,7 @@ from paddle_dit.conversion.keymaps import (
 from paddle_dit.diffusion.schedule import Schedule
 from paddle_dit.errors import ConfigError, ConversionError
 from paddle_dit.files import check_writable, read_json, write_json
-from paddle_dit.models.vae import check_fits
+from paddle_dit.models.vae import fit_vae
 from paddle_dit.readers import STOCK_WEIGHTS, read_stock_weights
 
 MODEL_INDEX, OWN_INFO = "model_index.json", "paddle_dit.json"
@@ -80,7 +80,7 @@ def write_pipeline(
     Args:
         model_tensors: weights under our names; written as float32.
         info: their configuration, label names and VAE.
-        vae: a ppdiffusers ``AutoencoderKL``.
+        vae: a ppdiffusers ``AutoencoderKL``; see :func:`~paddle_dit.models.vae.fit_vae` for what is changed in it.
         output: the folder to make. It appears, whole, only after verification.
         id2label: class id -> name, or several names with commas between.
         scheduler: "ddim", "ddpm" or "dpm-solver".
@@ -97,7 +97,8 @@ def write_pipeline(
     output = Path(output)
     check_output(output, overwrite)
     _check_stock_can(info.config)
-    check_fits(vae, info.config.in_channels, info.vae)
+    own_factor = vae.config.scaling_factor
+    fit_vae(vae, info.config.in_channels, info.vae)
     tensors = {name: np.asarray(array, dtype=np.float32) for name, array in model_tensors.items()}
     for name, array in tensors.items():
         if not np.isfinite(array).all():
@@ -113,6 +114,11 @@ def write_pipeline(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     notes = _notes(info.config, scheduler)
+    if vae.config.scaling_factor != own_factor:
+        notes.append(
+            f"vae/config.json has the training latents' scaling factor {vae.config.scaling_factor:.5g}, this VAE's own "
+            f"is {own_factor:.5g}"
+        )
     if info.config.frequency_shift == 0:
         notes.append(
             f"trained at frequency_shift 0, but DiTPipeline computes shift 1: outputs move by up to {deviation:.3g} "

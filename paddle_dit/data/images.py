@@ -85,12 +85,35 @@ def find_images(root: str | Path, report: Callable[[str], None] = print) -> Imag
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}; mend or remove it") from None
     if len(names) == 1:
-        report(f"{root} has one class only, '{names[min(names)]}': a model will learn no difference between classes")
+        deeper = folders and any(entry.is_dir() for entry in _visible(root / folders[0]))
+        mend = f"; if its folders are the classes, give {root / folders[0]}" if deeper else ""
+        only = f"{root} has one class only, '{names[min(names)]}'"
+        report(f"{only}: a model will learn no difference between classes{mend}")
+    if alike := _alike(folders or sorted(names.values())):
+        report(f"classes '{alike[0]}' and '{alike[1]}' of {root} differ in case alone; make them one if they are one")
     moved = [pair for pair in enumerate(folders) if str(pair[0]) != pair[1]]
     if moved and all(map(_CLASS_ID.fullmatch, folders)):
         report(f"classes are sorted as text, as in every DiT: folder '{moved[0][1]}' is class {moved[0][0]}")
     paths = np.concatenate(parts)
     return ImageFolder(root, paths, labels, names, folders, ignored, _fingerprint(paths, labels))
+
+
+def _alike(spelt: list[str]) -> tuple[str, str] | None:
+    """Return two names that are the same but for the case of their letters."""
+    former: dict[str, str] = {}
+    for name in spelt:
+        if former.setdefault(name.casefold(), name) != name:
+            return former[name.casefold()], name
+    return None
+
+
+def holds_images(root: Path) -> bool:
+    """Say whether a folder looks like one for :func:`find_images`: for a cheap look at what it is."""
+    if (root / LABELS).is_file():
+        return True
+    entries = _visible(root)
+    folders = (entry for entry in entries if entry.is_dir())
+    return any(map(_is_image, entries)) or any(_is_image(entry) for folder in folders for entry in _visible(folder))
 
 
 def _fingerprint(paths: np.ndarray, labels: np.ndarray) -> str:
@@ -182,7 +205,7 @@ def _class_ids(texts: Mapping[str, str], table: Path) -> tuple[dict[str, int], d
     return {label: index for index, label in enumerate(spelt)}, dict(enumerate(spelt))
 
 
-def _visible(folder: str | Path) -> list[os.DirEntry]:
+def _visible(folder: str | os.PathLike) -> list[os.DirEntry]:
     with os.scandir(folder) as entries:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
@@ -255,6 +278,19 @@ def read_image(path: str | Path, image_size: int) -> np.ndarray:
     except Exception as error:  # a broken file can fail in any operation
         reason = str(error) or type(error).__name__
     raise DataError(f"cannot read the image {path}: {reason}; replace or remove it")
+
+
+def look_at(path: str | Path) -> tuple[tuple[int, int], str]:
+    """Return width and height of the image in a file, and its mode in Pillow's words, without reading its pixels.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.size, image.mode
+    except Exception as error:  # a broken file can fail in any operation
+        raise DataError(f"cannot read the image {path}: {error}; replace or remove it") from None
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -1,19 +1,26 @@
 """What a data set is, said in lines for people: without Paddle, and from a sample of it where it is large."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from paddle_dit.data import npy_pairs
+from paddle_dit.data.images import find_images, holds_images, look_at
+from paddle_dit.data.shards import PLAN
 from paddle_dit.data.source import LatentSource, image_size_of, open_source
 from paddle_dit.data.store import PackedStore
+from paddle_dit.data.store_index import INDEX, plain_name
 from paddle_dit.data.subset import spread
+from paddle_dit.errors import DataError
 
 READ = 20_000  # latents that are read unless all are asked for
+OPENED = 200  # images, likewise
 _BLOCK = 256
 _LISTED = 5  # classes named at either end
+_SHOWN = 16  # characters of a sha256
 _FAR = 1.5  # by this factor the latents' std may be off 1
 
 
@@ -64,11 +71,11 @@ class Statistics:
 
 
 class Inspection:
-    """One look at a data set.
+    """One look at latents.
 
     Attributes:
         source: what was found there.
-        total: samples that ``read`` will read.
+        total: samples that ``read`` will read, in ``unit``.
 
     Args:
         folder: a packed store or npy pairs.
@@ -77,6 +84,8 @@ class Inspection:
     Raises:
         DataError: there is neither, or it cannot be opened.
     """
+
+    unit = " latents"
 
     def __init__(self, folder: Path, read_all: bool = False):
         self.folder = folder
@@ -94,9 +103,7 @@ class Inspection:
 
     def lines(self) -> Iterator[str]:
         """Yield what is known of the data set once it has been read, a ``name  value`` line each."""
-        rows = {**self._form(), **self._vae(), **self._classes()}
-        width = max(map(len, rows))
-        yield from (f"{name:<{width}}  {value}" for name, value in rows.items())
+        yield from _aligned({**self._form(), **self._vae(), **self._classes()})
         yield f"values of {_of(self.total, len(self.source))}, by channel:"
         yield f"{'':>9}{'least':>11}{'largest':>11}{'mean':>11}{'std':>11}"
         found = self.statistics
@@ -117,41 +124,30 @@ class Inspection:
             size = sum(entry["bytes"] for entry in [*entries, index["labels"]])
             rows["files"] = f"{len(entries)} shards of up to {max(entry['length'] for entry in entries):,}"
             rows["made from"] = index["source"] or "not said"
+            rows |= _extraction(index)
             dtype = index["dtype"]
         else:
             features, labels = npy_pairs.find_pair(self.folder)
             dtype, size = _first_dtype(features), _size(features) + _size(labels)
         rows["stored as"] = f"{dtype} {list(source.sample_shape)}, of {image_size_of(source)}-pixel images"
-        rows["size on disk"] = f"{size:,} bytes ({size / 2**30:.2f} GiB)"
+        rows["size on disk"] = _in_words(size)
         return rows
 
     def _vae(self) -> dict[str, str]:
-        vae = self.source.vae or {}
-        return {"VAE": vae.get("name") or "not said", "scaling factor": str(vae.get("scaling_factor", "not said"))}
+        vae, name = self.source.vae or {}, "not said"
+        if vae.get("name"):
+            weights = (
+                self.source.index.get("extraction", {}).get("vae") if isinstance(self.source, PackedStore) else None
+            )
+            name = vae["name"] + (f", weights {str(weights)[:_SHOWN]}…" if weights else "")
+        return {"VAE": name, "scaling factor": str(vae.get("scaling_factor", "not said"))}
 
     def _classes(self) -> dict[str, str]:
         source, counts = self.source, self.statistics.labels
         if source.labels is not None:
             counts = np.bincount(source.labels, minlength=source.num_classes)
-        present = np.flatnonzero(counts)
-        order = present[np.argsort(-counts[present], kind="stable")]
-        of = "" if source.num_classes is None else f" of {source.num_classes:,}"
         seen = "" if source.labels is not None else f", in {_of(self.total, len(source))}"
-        rows = {"classes": f"{len(present):,}{of} occur{seen}", "most often": self._named(order[:_LISTED], counts)}
-        if len(order) > _LISTED:
-            rows["most rarely"] = self._named(order[: -_LISTED - 1 : -1], counts)
-        empty = np.setdiff1d(np.arange(source.num_classes or 0), present)
-        if len(empty) and source.labels is not None:
-            more = f" and {len(empty) - _LISTED:,} more" if len(empty) > _LISTED else ""
-            rows["without samples"] = self._named(empty[:_LISTED], None) + more
-        return rows
-
-    def _named(self, classes: np.ndarray, counts: np.ndarray | None) -> str:
-        names = self.source.label_names or {}
-        short = [f"{number} {names.get(int(number), '').split(',')[0]}".rstrip() for number in classes]
-        if counts is not None:
-            short = [f"{name}: {counts[number]:,}" for name, number in zip(short, classes, strict=True)]
-        return ", ".join(short)
+        return _class_rows(counts, source.label_names or {}, source.num_classes, seen)
 
     def _scale(self) -> Iterator[str]:
         """Compare the scaling factor on record with the one that brings the latents to a standard deviation of 1."""
@@ -168,6 +164,135 @@ class Inspection:
                 f"warning: scaled latents should have a std near 1, these have {std * factor:.4g}: see that the "
                 "scaling factor was applied once, and is this VAE's"
             )
+
+
+class ImageInspection:
+    """One look at a folder of images; their sizes and modes are read, not their pixels.
+
+    Attributes:
+        source: None: there are no latents.
+        total: images that ``read`` will look at, in ``unit``.
+
+    Args:
+        folder: as for :func:`paddle_dit.data.images.find_images`.
+        read_all: open every image, not at most :data:`OPENED` evenly spaced ones.
+
+    Raises:
+        DataError: the images cannot be listed.
+    """
+
+    source, unit = None, " images"
+
+    def __init__(self, folder: Path, read_all: bool = False):
+        self._told: list[str] = []
+        self._images = find_images(folder, self._told.append)
+        self.total = len(self._images)
+        self._step = 1 if read_all else -(-self.total // OPENED)
+        self._bytes, self._kinds, self._modes = 0, Counter(), Counter()
+        self._sizes: list[tuple[int, int]] = []
+        self._broken: list[str] = []
+
+    def read(self, advance: Callable[[int], object] = lambda amount: None) -> None:
+        """Ask for the size of every file, and open some."""
+        for number in range(self.total):
+            path = self._images.file(number)
+            self._kinds[os.path.splitext(path)[1].lower()] += 1
+            try:
+                self._bytes += os.stat(path).st_size
+                if number % self._step == 0:
+                    size, mode = look_at(path)
+                    self._sizes.append(size)
+                    self._modes[mode] += 1
+            except (OSError, DataError):
+                self._broken.append(plain_name(self._images.paths[number]))
+            advance(1)
+
+    def lines(self) -> Iterator[str]:
+        """Yield what is known of the images once they have been looked at, a ``name  value`` line each."""
+        images = self._images
+        ignored = f", and {images.ignored:,} other files" if images.ignored else ""
+        how = "a folder per class" if images.class_folders else "classes in labels.csv"
+        rows = {
+            "data": f"images in {images.root}, {how}",
+            "images": f"{len(images):,} ({_counted(self._kinds)}){ignored}",
+            "size on disk": _in_words(self._bytes),
+        }
+        if self._sizes:
+            ranges = [f"{min(side):,} to {max(side):,}" for side in zip(*self._sizes, strict=True)]
+            spaced = ", evenly spaced" if self._step > 1 else ""
+            rows["pixels"] = f"{ranges[0]} wide, {ranges[1]} high, of {len(self._sizes):,} images{spaced}"
+            rows["modes"] = _counted(self._modes)
+        if self._broken:
+            rows["broken"] = f"{len(self._broken):,} cannot be opened: {_first(self._broken)}"
+        counts = np.bincount(images.labels, minlength=images.num_classes)
+        yield from _aligned({**rows, **_class_rows(counts, images.label_names, images.num_classes)})
+        yield from self._told
+
+
+def inspect(folder: Path, read_all: bool = False) -> Inspection | ImageInspection:
+    """Return the inspection of what a folder holds: a packed store, npy pairs or images.
+
+    Raises:
+        DataError: there is nothing of these, or it cannot be opened.
+    """
+    if folder.is_dir() and not (folder / INDEX).exists() and not (folder / PLAN).exists():
+        pairs = any(path.name.endswith("features") and path.is_dir() for path in folder.iterdir())
+        if not pairs and holds_images(folder):
+            return ImageInspection(folder, read_all)
+    return Inspection(folder, read_all)
+
+
+def _aligned(rows: Mapping[str, str]) -> Iterator[str]:
+    width = max(map(len, rows))
+    yield from (f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def _extraction(index: Mapping) -> dict[str, str]:
+    """Say how the images were encoded and which of them were left out, where the index knows."""
+    rows = {}
+    if known := index.get("extraction"):
+        told = {"images": f"paths and labels {str(known.get('images'))[:_SHOWN]}…"}
+        rest = {name: value for name, value in known.items() if name not in ("images", "vae")}
+        rows["extraction"] = ", ".join([*(f"{name.replace('_', ' ')} {rest[name]}" for name in rest), *told.values()])
+    if skipped := index.get("skipped"):
+        rows["skipped"] = f"{len(skipped):,} that could not be read: {_first(skipped)}"
+    return rows
+
+
+def _class_rows(
+    counts: np.ndarray, names: Mapping[int, str], num_classes: int | None, seen: str = ""
+) -> dict[str, str]:
+    """Say which classes occur how often; ``seen`` tells where, unless all labels are known."""
+    present = np.flatnonzero(counts)
+    order = present[np.argsort(-counts[present], kind="stable")]
+    of = "" if num_classes is None else f" of {num_classes:,}"
+    rows = {"classes": f"{len(present):,}{of} occur{seen}", "most often": _named(order[:_LISTED], names, counts)}
+    if len(order) > _LISTED:
+        rows["most rarely"] = _named(order[: -_LISTED - 1 : -1], names, counts)
+    empty = np.setdiff1d(np.arange(num_classes or 0), present)
+    if len(empty) and not seen:
+        more = f" and {len(empty) - _LISTED:,} more" if len(empty) > _LISTED else ""
+        rows["without samples"] = _named(empty[:_LISTED], names) + more
+    return rows
+
+
+def _named(classes: np.ndarray, names: Mapping[int, str], counts: np.ndarray | None = None) -> str:
+    short = [f"{number} {names.get(int(number), '').split(',')[0]}".rstrip() for number in classes]
+    if counts is not None:
+        short = [f"{name}: {counts[number]:,}" for name, number in zip(short, classes, strict=True)]
+    return ", ".join(short)
+
+
+def _counted(counts: Counter) -> str:
+    return ", ".join(f"{name}: {count:,}" for name, count in counts.most_common())
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
+
+
+def _in_words(size: int) -> str:
+    return f"{size:,} bytes ({size / 2**30:.2f} GiB)"
 
 
 def _of(count: int, total: int) -> str:

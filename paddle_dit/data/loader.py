@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from paddle_dit.data.moments import MomentSampler
 from paddle_dit.data.order import SampleOrder
 from paddle_dit.data.source import LatentSource
-from paddle_dit.randomness import Stream, generator
+from paddle_dit.randomness import Stream, uniform
 
 
 class Batch(NamedTuple):
@@ -35,7 +36,8 @@ class BatchLoader:
         world_size: number of processes.
         start_step: the first step to yield; resuming needs nothing else.
         num_workers: threads that read ahead, two batches each; 0 reads in the caller's thread.
-        flip_seed: where the source has mirrored samples too, decides by (seed, step, position) which one is taken.
+        seed: decides, with step and position, whether a sample is taken mirrored, where the source has that too, and
+            which latent is drawn from its moments. None: samples come as they are stored.
 
     An error in a thread is raised by ``next`` at the step it belongs to.
     """
@@ -49,11 +51,13 @@ class BatchLoader:
         world_size: int = 1,
         start_step: int = 0,
         num_workers: int = 0,
-        flip_seed: int | None = None,
+        seed: int | None = None,
     ) -> None:
         self._source, self._order = source, order
         self._rank, self._world_size = rank, world_size
-        self._next_step, self._flip_seed = start_step, flip_seed if source.has_flip else None
+        self._next_step, self._seed = start_step, seed
+        self._flips = seed is not None and source.has_flip
+        self._draw = MomentSampler(source, seed) if seed is not None and source.kind == "moments" else None
         self._depth = 2 * num_workers
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="batch-loader") if num_workers else None
         self._pending: deque = deque()  # (step, positions, future), oldest first
@@ -92,10 +96,9 @@ class BatchLoader:
         self.close()
 
     def _read(self, step: int, indices: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self._flip_seed is None:
-            return self._source.gather(indices)
-        flips = [generator(self._flip_seed, Stream.FLIPS, step, position).random() < 0.5 for position in positions]
-        return self._source.gather(indices, np.array(flips))
+        flipped = uniform(self._seed, Stream.FLIPS, step, positions) < 0.5 if self._flips else None
+        samples, labels = self._source.gather(indices, flipped)
+        return samples if self._draw is None else self._draw(samples, indices, step, positions), labels
 
     def _take_step(self) -> tuple[int, np.ndarray, np.ndarray]:
         step = self._next_step

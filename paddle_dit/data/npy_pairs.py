@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paddle_dit.data.images import holds_images
 from paddle_dit.data.npy import non_finite_rows, read_npy
 from paddle_dit.errors import DataError
 
@@ -137,6 +138,8 @@ def find_pair(folder: Path) -> tuple[Path, Path]:
         raise DataError(f"{folder} holds several data sets ({names}); give each its own folder")
     held = ", ".join(name for name, _ in found[:5]) + (", ..." if len(found) > 5 else "") if found else "nothing"
     mend = "make the store again" if any(name.endswith("-00000.npy") for name, _ in found) else "give its folder"
+    if holds_images(folder):
+        mend = "scripts/extract_features.py makes latents of images"
     if folder.name.endswith(("features", "labels")):
         mend = f"give the folder above it, {folder.parent}"
     raise DataError(

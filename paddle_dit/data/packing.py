@@ -14,15 +14,15 @@ from paddle_dit.data.npy import non_finite_rows
 from paddle_dit.data.shards import PLAN, StorePlan
 from paddle_dit.data.source import LatentSource, open_source
 from paddle_dit.data.store import PackedStore
-from paddle_dit.data.store_index import INDEX, new_index
+from paddle_dit.data.store_index import INDEX, MEND, new_index, plain_name
 from paddle_dit.errors import DataError
-from paddle_dit.files import read_json
+from paddle_dit.files import read_json, sha256
 from paddle_dit.folder_lock import LOCK, FolderLock
 
 BLOCK = 256  # samples read at once
 _PROBED = 16  # samples that tell sources with the same file names apart
 
-_FILLED_IN = ("num_samples", "shards", "flip_shards")  # of an index, at the end
+_FILLED_IN = ("num_samples", "shards", "flip_shards", "skipped")  # of an index, at the end
 
 Advance = Callable[[int], object]
 
@@ -62,6 +62,14 @@ class Conversion:
             self.whole = begin()
             undo.pop_all()
         self.done = self.total if self.whole else self.done
+
+    def check_source(self) -> None:
+        """Raise DataError where a packed source is not as it was written: its result would vouch for the damage."""
+        if isinstance(self.source, PackedStore):
+            for entry in [*self.source.index["shards"], *self.source.index["flip_shards"]]:
+                path = self.source.folder / entry["file"]
+                if sha256(path) != entry["sha256"]:
+                    raise DataError(f"{path} has changed: its sha256 is not that in {INDEX}; {MEND}")
 
     def compare(self, result: LatentSource, advance: Advance = lambda amount: None) -> None:
         """Read every sample of source and result and compare them, mirrored ones too where the result has them.
@@ -134,7 +142,7 @@ class Packing(Conversion):
             vae={**(self.source.vae or {}), **(vae or {})} or None,
             source=self.source.index["source"]
             if isinstance(self.source, PackedStore)
-            else f"npy pairs {path.resolve().name}",
+            else f"npy pairs {plain_name(path.resolve().name)}",
             flip=self.source.has_flip,
         )
         self._path, self.total, self.dtype = path, len(self.source), dtype
@@ -152,6 +160,7 @@ class Packing(Conversion):
             DataError: a sample cannot be read or stored, or the disk is full; the same command continues.
         """
         if not self.whole:
+            self.check_source()
             for number in sorted(set(range(self._plan.num_shards)) - self._finished):
                 shards.write_shard(self.folder, self._plan, number, *self._read(self._plan.span(number), advance))
             shards.finish(self.folder, self._plan)
@@ -210,7 +219,7 @@ def read_label_names(name: str | None) -> dict[int, str] | None:
         return None if name is None else imagenet_labels()
     table = read_json(Path(name), DataError)
     if not table or not all(
-        key.isdecimal() and len(key) < 10 and isinstance(value, str) for key, value in table.items()
+        key.isdecimal() and str(int(key[:9])) == key and isinstance(value, str) for key, value in table.items()
     ):
         raise DataError(f'--label-names {name} must hold names by class id, such as {{"0": "tench"}}')
     return {int(key): value for key, value in table.items()}

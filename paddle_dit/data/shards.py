@@ -14,6 +14,7 @@ any shard. What a finished folder holds depends on the plan and the samples alon
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from paddle_dit.data.npy import non_finite_rows
 from paddle_dit.data.store_index import (
     INDEX,
-    check_labels,
+    as_stored,
     index_text,
     shard_files,
     write_arrays,
@@ -37,11 +37,12 @@ from paddle_dit.files import PARTIAL, flush_to_disk, sha256
 
 PLAN = "plan.json"
 HALF_WRITTEN = "a store half written: run the command that began it again, which continues, or remove the folder"
-_VERSION = 1
+_VERSION = 2
 _OWN = re.compile(
     r"((latents|moments)(_flip)?-\d{5,}\.npy|labels\.npy|(shard-\d{5,}|plan|index)\.json)(\.(\d+\.)?partial)?"
 )
 _SIDECAR = re.compile(r"shard-(\d{5,})\.json")
+_TOLD, _WIDEST = 4, 40  # differences between two plans that a line tells, and the characters of a value
 _ROWS = 512  # taken at once for the sums, which are in float64
 
 
@@ -197,6 +198,8 @@ def finished_shards(folder: Path, plan: StorePlan, *, hashes: bool = False) -> s
 def finish(folder: Path, plan: StorePlan) -> Summary:
     """Turn the shards into a store: write the labels and the index, and remove what only the writing needed.
 
+    The names of the samples that were left out stand in the index, as ``skipped``.
+
     Raises:
         DataError: shards are missing or of another plan, no sample is left, or the disk is full; nothing is lost.
     """
@@ -208,44 +211,19 @@ def finish(folder: Path, plan: StorePlan) -> Summary:
             "command that writes them again"
         )
     ordered = [shards[number] for number in range(plan.num_shards)]
-    index = dict(plan.index)
+    index = {**plan.index, "skipped": [name for shard in ordered for name in shard["skipped"]]}
     for key in shard_files(index, 0):
         index[key] = [shard["files"][key] for shard in ordered if shard["files"]]
     labels = np.array([label for shard in ordered for label in shard["labels"]], np.int64)
+    if not len(labels):
+        raise DataError(
+            f"{folder}: all {plan.num_samples:,} samples were skipped; mend what they are made of, remove the folder, "
+            "then run the same command again"
+        )
     write_index(folder, index, labels)
     flush_to_disk(folder)
     _remove_traces(folder)
-    return _summary(ordered, index["sample_shape"], len(labels))
-
-
-def as_stored(
-    folder: Path, index: Mapping[str, Any], arrays: Mapping[str, np.ndarray], labels: np.ndarray, first: int
-) -> dict[str, np.ndarray]:
-    """Return ``arrays [n, *sample_shape]`` in the store's dtype, once they and ``labels [n]`` are found good.
-
-    Args:
-        folder: for the message.
-        index: of the store.
-        arrays: by the index's keys.
-        labels: int64 ``[n]``.
-        first: number of the first sample, for the message.
-
-    Raises:
-        DataError: a label is no class, or a sample is not finite in the store's dtype.
-    """
-    for array in arrays.values():
-        if array.shape != (len(labels), *index["sample_shape"]):
-            raise ValueError(f"samples are {array.shape} for {len(labels)} labels of {index['sample_shape']}")
-    check_labels(labels, index["num_classes"], folder, first)
-    with np.errstate(over="ignore"):  # an overflow to infinity is reported below, with its sample
-        stored = {key: array.astype(index["dtype"], copy=False) for key, array in arrays.items()}
-    for array in stored.values():
-        bad = non_finite_rows(array)
-        if len(bad):
-            raise DataError(
-                f"sample {first + bad[0]} is not finite in {index['dtype']}; check the image or use float32"
-            )
-    return stored
+    return _summary(ordered, index, len(labels))
 
 
 def own_files(folder: Path) -> list[Path]:
@@ -289,7 +267,8 @@ def _claimed(folder: Path, plan: StorePlan) -> bool:
         raise DataError(f"{folder / PLAN} is damaged; {mend}")
     if former.get("plan_version") != _VERSION:
         raise DataError(f"{folder} was half written by another version of this program; finish it there, or {mend}")
-    told = "; ".join(_differences(former, json.loads(plan.text)))
+    lines = _differences(former, json.loads(plan.text))
+    told = "; ".join(lines[:_TOLD]) + (f" and {len(lines) - _TOLD} more" if len(lines) > _TOLD else "")
     raise DataError(f"{folder} holds a store half written with other settings ({told}); run the former command, {mend}")
 
 
@@ -300,8 +279,13 @@ def _differences(former: Mapping[str, Any], present: Mapping[str, Any]) -> list[
         if isinstance(before, dict) and isinstance(now, dict):
             lines += _differences(before, now)
         elif before != now and name != "sha256":
-            lines.append(f"{name} was {before!r}, now {now!r}")
+            lines.append(f"{name} was {_short(before)}, now {_short(now)}")
     return lines
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST // 2]}…"
 
 
 def _read_signed(path: Path) -> dict[str, Any] | None:
@@ -311,7 +295,7 @@ def _read_signed(path: Path) -> dict[str, Any] | None:
         values = json.loads(content)
         del values["sha256"]
         return values if index_text(values) == content else None
-    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, DataError):
         return None
 
 
@@ -336,9 +320,8 @@ def _sums(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sums[0], sums[1]
 
 
-def _summary(shards: Sequence[Mapping[str, Any]], sample_shape: Sequence[int], count: int) -> Summary:
-    values = count * sample_shape[1] * sample_shape[2]
+def _summary(shards: Sequence[Mapping[str, Any]], index: Mapping[str, Any], count: int) -> Summary:
+    values = count * math.prod(index["sample_shape"][1:])
     mean = np.sum([shard["sum"] for shard in shards], axis=0) / values
     variance = np.sum([shard["sum_of_squares"] for shard in shards], axis=0) / values - mean**2
-    skipped = tuple(name for shard in shards for name in shard["skipped"])
-    return Summary(count, mean, np.sqrt(np.maximum(variance, 0)), skipped)
+    return Summary(count, mean, np.sqrt(np.maximum(variance, 0)), tuple(index["skipped"]))

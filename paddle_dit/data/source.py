@@ -15,7 +15,7 @@ class LatentSource(Protocol):
     """Labelled latents, already multiplied by the VAE's scaling factor, read in batches by index."""
 
     kind: str  # "latents"; "moments": mean and log-variance along the channels; or "images", to be encoded
-    sample_shape: tuple[int, ...]  # of one sample as gathered: (C, h, w)
+    sample_shape: tuple[int, ...]  # (C, h, w), of images that of their latents; of moments as gathered, (2C, h, w)
     num_classes: int | None  # None: unknown until given
     label_names: dict[int, str] | None
     labels: np.ndarray | None  # int64 [N]; None where knowing them would mean reading every file
@@ -28,7 +28,7 @@ class LatentSource(Protocol):
         ...
 
     def gather(self, indices: np.ndarray, flipped: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return float32 samples ``[B,C,h,w]`` and int64 labels ``[B]`` for the integer ``indices [B]``.
+        """Return float32 samples ``[B,*sample_shape]`` and int64 labels ``[B]`` for the integer ``indices [B]``.
 
         The samples of images are uint8 ``[B,S,S,3]``.
 
@@ -63,9 +63,15 @@ def open_source(
             f"{path} has {source.num_classes} classes, --num-classes says {num_classes}; "
             f"use --num-classes {source.num_classes} or other data"
         )
-    if sample_shape is not None and tuple(sample_shape) != source.sample_shape:
+    if sample_shape is not None and tuple(sample_shape) != latent_shape_of(source):
         raise DataError(_shape_message(path, source, tuple(sample_shape)))
     return source
+
+
+def latent_shape_of(source: LatentSource) -> tuple[int, ...]:
+    """Return the shape ``(C, h, w)`` of the latents that a model is given: of moments, half the channels."""
+    channels, *size = source.sample_shape
+    return (channels // 2 if source.kind == "moments" else channels, *size)
 
 
 def image_size_of(source: LatentSource) -> int:
@@ -78,8 +84,9 @@ def image_size_of(source: LatentSource) -> int:
 
 def _shape_message(path: Path, source: LatentSource, wanted: tuple[int, ...]) -> str:
     """Say which flag would help: the image size if only that differs, another store otherwise."""
-    found = source.sample_shape
+    found = latent_shape_of(source)
     mend = "use another store, or a model for these latents"
     if found[0] == wanted[0] and found[1] == found[2]:
         mend = f"use --image-size {image_size_of(source)} or another store"
-    return f"{source.kind} in {path} are {list(found)} but the model takes {list(wanted)}; {mend}"
+    what = "latents drawn from the moments" if source.kind == "moments" else source.kind
+    return f"{what} in {path} are {list(found)} but the model takes {list(wanted)}; {mend}"

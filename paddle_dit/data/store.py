@@ -20,10 +20,13 @@ from typing import Any
 import numpy as np
 
 from paddle_dit.data.npy import non_finite_rows
-from paddle_dit.data.shards import HALF_WRITTEN, PLAN, as_stored, own_files
+from paddle_dit.data.shards import HALF_WRITTEN, PLAN, own_files
 from paddle_dit.data.store_index import (
     INDEX,
+    MEND,
+    as_stored,
     check_labels,
+    first_sample,
     map_file,
     new_index,
     read_index,
@@ -32,15 +35,16 @@ from paddle_dit.data.store_index import (
     write_index,
 )
 from paddle_dit.errors import DataError
+from paddle_dit.files import sha256
 
 
 class PackedStore:
     """Read-only packed store; a :class:`paddle_dit.data.source.LatentSource`.
 
-    Opening maps the files and checks all that can be checked without reading samples, which
-    :mod:`paddle_dit.data.verify` does; ``gather`` reads only what it is asked for. The attributes are ``kind``,
-    ``sample_shape``, ``num_classes``, ``label_names`` (id -> name, or ``None``), ``labels`` (int64 ``[N]``), ``vae``,
-    ``has_flip`` and ``index`` (the whole of ``index.json``).
+    Opening maps the files and checks all that can be checked without reading more than the labels and a sample of each
+    file; :mod:`paddle_dit.data.verify` reads everything. ``gather`` reads only what it is asked for. The attributes are
+    ``kind``, ``sample_shape``, ``num_classes``, ``label_names`` (id -> name, or ``None``), ``labels`` (int64 ``[N]``),
+    ``vae``, ``has_flip`` and ``index`` (the whole of ``index.json``).
 
     Args:
         folder: where ``index.json`` lies.
@@ -67,13 +71,27 @@ class PackedStore:
         lengths = [entry["length"] for entry in self.index["shards"]]
         self._starts = np.cumsum([0, *lengths[:-1]])
         self.labels = map_file(self.folder, self.index["labels"], (len(self),), "int64").copy()
-        check_labels(self.labels, self.num_classes, self.folder / self.index["labels"]["file"])
+        self._check_content()
         sums = [entry["sha256"] for entry in [*self.index["shards"], self.index["labels"]]]
         self.fingerprint = hashlib.sha256("".join(sums).encode()).hexdigest()
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return self.index["num_samples"]
+
+    def _check_content(self) -> None:
+        """Raise DataError for files of another run that have the form of this one's, as far as a glance can tell."""
+        entry = self.index["labels"]
+        check_labels(self.labels, self.num_classes, self.folder / entry["file"])
+        if sha256(self.folder / entry["file"]) != entry["sha256"]:
+            raise DataError(self._is_foreign(entry))
+        for shard, entry in zip(self._shards, self._entries, strict=True):
+            if "first_sample" in entry and entry["first_sample"] != first_sample(shard):
+                raise DataError(self._is_foreign(entry))
+
+    def _is_foreign(self, entry: Mapping[str, Any]) -> str:
+        path = self.folder / entry["file"]
+        return f"{path} is not the file that {INDEX} describes: of another run, or changed; {MEND}"
 
     def gather(self, indices: np.ndarray, flipped: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Read one batch.
@@ -117,51 +135,25 @@ class StoreWriter:
 
     Args:
         folder: made if need be.
-        sample_shape: ``(C, h, w)`` of one latent, or ``(2C, h, w)`` for moments.
-        num_classes: labels are in ``[0, num_classes)``.
-        dtype: ``"float16"`` or ``"float32"``, as stored.
-        kind: ``"latents"`` (multiplied by the scaling factor) or ``"moments"`` (as the VAE gives them).
-        label_names: id -> name.
-        vae: ``{"name": ..., "scaling_factor": ..., "image_size": ...}``.
-        source: where the samples come from, in words.
         shard_size: samples per file.
-        flip: whether each sample comes with that of its mirrored image.
         overwrite: replace a store that is already there.
+        content: ``sample_shape``, ``num_classes`` and whatever else
+            :func:`paddle_dit.data.store_index.new_index` takes.
 
     Raises:
         DataError: a store is there already, or the folder cannot be written.
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        sample_shape: tuple[int, ...],
-        num_classes: int,
-        dtype: str = "float16",
-        kind: str = "latents",
-        label_names: Mapping[int, str] | None = None,
-        vae: Mapping[str, Any] | None = None,
-        source: str = "",
-        shard_size: int = 16_384,
-        flip: bool = False,
-        overwrite: bool = False,
+        self, folder: str | Path, *, shard_size: int = 16_384, overwrite: bool = False, **content: Any
     ) -> None:
-        self._index = new_index(
-            sample_shape=sample_shape,
-            num_classes=num_classes,
-            dtype=dtype,
-            kind=kind,
-            label_names=label_names,
-            vae=vae,
-            source=source,
-            flip=flip,
-        )
+        self._index = new_index(**content)
+        form = (shard_size, *self._index["sample_shape"]), self._index["dtype"]
         self.folder = Path(folder)
         self._labels: list[np.ndarray] = []
         self._num_samples = self._filled = 0
         # np.empty touches no memory until a row is written, so a small store stays small.
-        self._buffers = {key: np.empty((shard_size, *sample_shape), dtype) for key in shard_files(self._index, 0)}
+        self._buffers = {key: np.empty(*form) for key in shard_files(self._index, 0)}
         self._prepare_folder(overwrite)
 
     def append(self, samples: np.ndarray, labels: np.ndarray, flipped: np.ndarray | None = None) -> None:

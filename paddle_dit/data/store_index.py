@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from paddle_dit.data.npy import map_npy
+from paddle_dit.data.npy import map_npy, non_finite_rows
 from paddle_dit.errors import DataError
 from paddle_dit.files import PARTIAL, describe, flush_to_disk
 
@@ -55,10 +55,20 @@ def new_index(
     source: str = "",
     flip: bool = False,
 ) -> dict[str, Any]:
-    """Return the index of a store that holds nothing yet; see :class:`paddle_dit.data.store.StoreWriter`.
+    """Return the index of a store that holds nothing yet.
+
+    Args:
+        sample_shape: ``(C, h, w)`` of one latent, or ``(2C, h, w)`` for moments.
+        num_classes: labels are in ``[0, num_classes)``.
+        dtype: ``"float16"`` or ``"float32"``, as stored.
+        kind: ``"latents"`` (multiplied by the scaling factor) or ``"moments"`` (as the VAE gives them).
+        label_names: id -> name.
+        vae: ``{"name": ..., "scaling_factor": ..., "image_size": ...}``.
+        source: where the samples come from, in words.
+        flip: whether each sample comes with that of its mirrored image.
 
     Raises:
-        DataError: names for ids that are no classes.
+        DataError: names for ids that are no classes, or a name that is no Unicode.
     """
     if kind not in KINDS or dtype not in DTYPES:
         raise ValueError(f"kind must be one of {KINDS} and dtype one of {DTYPES}, not {kind!r} and {dtype!r}")
@@ -78,8 +88,9 @@ def new_index(
         "has_flip": flip,
         "shards": [],
         "flip_shards": [],
+        "skipped": [],
     }
-    json.dumps(index)  # what cannot be written should be known before hours of work, not after
+    _as_json(index)  # what cannot be written should be known before hours of work, not after
     return index
 
 
@@ -92,9 +103,10 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
+        _as_json(index)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: no packed store, or one only half written; {MEND}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, DataError) as error:
         raise DataError(f"{path} cannot be read ({error}); {MEND}") from None
     if isinstance(index, dict) and index.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         raise DataError(
@@ -107,6 +119,7 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     _check_types(index["labels"], _FILE_TYPES, path)
     lengths = [entry["length"] for entry in shards]
     names, vae, files = index["label_names"] or {}, index["vae"] or {}, [*shards, *flips, index["labels"]]
+    skipped = index.get("skipped", [])  # as "extraction", which only an extraction has, it may be absent
     consistent = {
         "kind": index["kind"] in KINDS,
         "dtype": index["dtype"] in DTYPES,
@@ -123,6 +136,8 @@ def read_index(folder: str | Path) -> dict[str, Any]:
         "file": len({entry["file"] for entry in files}) == len(files)
         and all(_FILE_NAME.fullmatch(entry["file"]) for entry in files),
         "sha256": all(_SHA256.fullmatch(entry["sha256"]) for entry in files),
+        "skipped": isinstance(skipped, list) and all(isinstance(name, str) for name in skipped),
+        "extraction": isinstance(index.get("extraction", {}), dict),
     }
     for key, holds in consistent.items():
         if not holds:
@@ -145,8 +160,18 @@ def index_text(index: Mapping[str, Any]) -> bytes:
     return _as_json({**index, "sha256": digest}) + b"\n"
 
 
-def _as_json(index: Mapping[str, Any]) -> bytes:
-    return json.dumps(index, indent=1, ensure_ascii=False).encode(errors="surrogatepass")
+def _as_json(index: object) -> bytes:
+    """Return UTF-8, or raise DataError for what Python makes of names that are none and JSON may hold all the same."""
+    try:
+        return json.dumps(index, indent=1, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        line = f"{error.object[: error.start].splitlines()[-1]}{error.object[error.start :].splitlines()[0]}"
+        raise DataError(f"{line.strip()!a} is no text in Unicode; give it another name") from None
+
+
+def plain_name(name: str | bytes) -> str:
+    """Return the name of a file as text that any JSON reader takes: bytes that are no UTF-8 are written out."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def map_file(folder: Path, entry: Mapping[str, Any], shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -169,6 +194,11 @@ def map_file(folder: Path, entry: Mapping[str, Any], shape: tuple[int, ...], dty
     return array
 
 
+def first_sample(array: np.ndarray) -> str:
+    """Return the sha256 of the first of the samples ``[n, *sample_shape]``: it tells the shards of two runs apart."""
+    return hashlib.sha256(array[:1].tobytes()).hexdigest()
+
+
 def check_labels(labels: np.ndarray, num_classes: int, where: Path, first: int = 0) -> None:
     """Raise DataError naming the first of ``labels [N]``, of the samples from ``first`` on, that is no class."""
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
@@ -177,6 +207,36 @@ def check_labels(labels: np.ndarray, num_classes: int, where: Path, first: int =
             f"{where}: sample {first + wrong[0]} has label {labels[wrong[0]]}, outside [0, {num_classes}); "
             "mend the labels"
         )
+
+
+def as_stored(
+    folder: Path, index: Mapping[str, Any], arrays: Mapping[str, np.ndarray], labels: np.ndarray, first: int
+) -> dict[str, np.ndarray]:
+    """Return ``arrays [n, *sample_shape]`` in the store's dtype, once they and ``labels [n]`` are found good.
+
+    Args:
+        folder: for the message.
+        index: of the store.
+        arrays: by the index's keys.
+        labels: int64 ``[n]``.
+        first: number of the first sample, for the message.
+
+    Raises:
+        DataError: a label is no class, or a sample is not finite in the store's dtype.
+    """
+    for array in arrays.values():
+        if array.shape != (len(labels), *index["sample_shape"]):
+            raise ValueError(f"samples are {array.shape} for {len(labels)} labels of {index['sample_shape']}")
+    check_labels(labels, index["num_classes"], folder, first)
+    with np.errstate(over="ignore"):  # an overflow to infinity is reported below, with its sample
+        stored = {key: array.astype(index["dtype"], copy=False) for key, array in arrays.items()}
+    for array in stored.values():
+        bad = non_finite_rows(array)
+        if len(bad):
+            raise DataError(
+                f"sample {first + bad[0]} is not finite in {index['dtype']}; check the image or use float32"
+            )
+    return stored
 
 
 def shard_files(index: Mapping[str, Any], number: int) -> dict[str, str]:
@@ -194,7 +254,11 @@ def write_arrays(
         DataError: the disk is full or the folder cannot be written.
     """
     return {
-        key: {"length": len(arrays[key]), **write_file(folder / name, functools.partial(_write_npy, arrays[key]))}
+        key: {
+            "length": len(arrays[key]),
+            "first_sample": first_sample(arrays[key]),
+            **write_file(folder / name, functools.partial(_write_npy, arrays[key])),
+        }
         for key, name in shard_files(index, number).items()
     }
 

@@ -70,6 +70,7 @@ class Unpacking(Conversion):
             DataError: a sample cannot be read, or the disk is full; the same command continues.
         """
         if not self.whole:
+            self.check_source()
             try:
                 self._write(advance)
             except OSError as error:

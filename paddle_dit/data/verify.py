@@ -14,6 +14,7 @@ import numpy as np
 
 from paddle_dit.data import npy_pairs
 from paddle_dit.data.npy import non_finite_rows
+from paddle_dit.data.shards import HALF_WRITTEN, PLAN, own_files
 from paddle_dit.data.store_index import INDEX, MEND, index_text, map_file, read_index
 from paddle_dit.errors import DataError
 
@@ -85,6 +86,10 @@ class StoreCheck:
         path, index = self.folder / INDEX, {key: value for key, value in self._index.items() if key != "sha256"}
         if path.read_bytes() != index_text(index):
             yield f"{path} is not as it was written (its own sha256 differs): damaged, or edited by hand; {MEND}"
+        named = {entry["file"] for entry in [*self._entries, self._index["labels"]]}
+        arrays = (file for file in sorted(own_files(self.folder)) if file.suffix == ".npy")
+        for stray in (file for file in arrays if file.name not in named):
+            yield f"{stray} is not named in {INDEX}, so nothing reads it: of another run, or left over; remove it"
         if self._asked_classes not in (None, self.num_classes):
             yield f"{path} says {self.num_classes} classes, --num-classes {self._asked_classes}; leave the flag out"
 
@@ -208,11 +213,13 @@ def open_check(path: str | Path, num_classes: int | None = None) -> StoreCheck |
         num_classes: how many classes there should be; None for any.
 
     Raises:
-        DataError: there is neither, or the index is damaged.
+        DataError: there is neither, the store is half written, or its index is damaged.
     """
     path = Path(path)
     if num_classes is not None and num_classes < 1:
         raise DataError(f"--num-classes must be 1 or more, got {num_classes}")
+    if (path / PLAN).exists() and not (path / INDEX).exists():
+        raise DataError(f"{path} holds {HALF_WRITTEN}")
     return (StoreCheck if (path / INDEX).exists() else PairsCheck)(path, num_classes)
 
 

@@ -65,22 +65,30 @@ class Kill:
 
 @dataclass
 class Torture:
-    """An unbroken run, and one of the same recipe that is killed ``kills`` times, written into ``output``.
+    """What to kill, and how often: an unbroken run, and one of the same recipe that is killed again and again."""
 
-    The unbroken run of an earlier torture with the same settings is taken again; the killed one is always new.
-    """
-
-    output: Path
+    output: Path = Path("outputs/torture")
+    """Folder of both runs. An unbroken run of the same settings is taken again; the killed one is always new."""
     kills: int = 10
+    """Times to kill the run; 0 only compares two runs."""
     seed: int = 0
+    """Of the moments of the kills."""
     processes: int = 2
+    """Ranks of each run."""
     steps: int | None = None
+    """Steps of each run. Default: enough for all kills."""
     ckpt_every: int = 5
+    """Steps between two checkpoints."""
     async_save: bool = True
+    """Save in the background."""
     trainer: bool = False
+    """Run train_image_generation_dit_trainer.py instead of train.py."""
     feature_path: Path | None = None
+    """Latents to train on. Default: 64 random ones."""
     model: str = "DiT-Digits/2"
-    done: list[Kill] = field(default_factory=list)
+    """Preset or JSON file."""
+    done: list[Kill] = field(default_factory=list, init=False)
+    """What the kills so far found."""
 
     def run(self) -> bool:
         """Return whether both runs are equal bit for bit; PaddleDiTError names what else went wrong."""

@@ -1,6 +1,5 @@
 """From pixels to what a store keeps of them: the VAE, and noise that depends on the seed and the image alone."""
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -8,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from paddle_dit.errors import ConfigError
-from paddle_dit.randomness import Stream, generator
-
-_AMP = {"bf16": "bfloat16", "fp16": "float16"}
+from paddle_dit.half_precision import GuardedPrecision, has_gpu
+from paddle_dit.models.vae import draw, moments, normalized
+from paddle_dit.randomness import Stream, standard_normal
 
 
 class Encoder:
@@ -19,7 +18,6 @@ class Encoder:
     Attributes:
         device: "cpu" or "gpu".
         sample_shape: of one sample: ``(C, h, w)`` of latents, ``(2C, h, w)`` of moments.
-        overflows: batches that float16 could not hold and that were encoded in float32 instead.
 
     Args:
         vae: see :func:`paddle_dit.models.vae.load_vae`.
@@ -42,9 +40,9 @@ class Encoder:
         precision: str = "fp32",
         report: Callable[[str], None] = print,
     ) -> None:
-        self.vae, self.kind, self.overflows = vae, kind, 0
-        self._seed, self._precision, self._report = seed, precision, report
-        self.device = _choose_device(precision)
+        self.vae, self.kind, self._seed = vae, kind, seed
+        self._precision = GuardedPrecision(precision, "this VAE", report)
+        self.device = _choose_device()
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         if image_size % factor:
             below = image_size // factor * factor
@@ -52,8 +50,6 @@ class Encoder:
                 f"--image-size {image_size} is not divisible by {factor}, by which this VAE shrinks images; choose "
                 f"{below or factor} or {below + factor}"
             )
-        if vae.config.in_channels != 3:
-            raise ConfigError(f"the VAE takes images of {vae.config.in_channels} channels; give one for RGB images")
         self._latent_shape = (vae.config.latent_channels, image_size // factor, image_size // factor)
         channels = vae.config.latent_channels * (2 if kind == "moments" else 1)
         self.sample_shape = (channels, *self._latent_shape[1:])
@@ -83,50 +79,17 @@ class Encoder:
             float32 ``[B, *sample_shape]``.
         """
         pixels = pixels[:, :, ::-1] if mirrored else pixels
-        images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(127.5) - 1
-        mean, log_variance = self._posterior(images)
+        mean, log_variance = moments(self.vae, normalized(pixels), self._precision)
         if self.kind == "moments":
             return np.concatenate([mean, log_variance], axis=1)
-        noise = np.empty_like(mean)
-        for row, number in zip(noise, numbers, strict=True):
-            random = generator(self._seed, Stream.ENCODING, int(mirrored), int(number))
-            random.standard_normal(out=row, dtype=np.float32)
+        noise = standard_normal(self._seed, Stream.ENCODING, int(mirrored), numbers, mean.shape[1:])
         return draw(mean, log_variance, noise, self.scaling_factor)
 
-    def _posterior(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        moments = self._run(images, self._precision)
-        if self._precision == "fp16" and not np.isfinite(moments).all():
-            if not self.overflows:
-                self._report(
-                    "float16 overflows in this VAE: such batches are encoded in float32; --precision bf16 fits"
-                )
-            self.overflows += 1
-            moments = self._run(images, "fp32")
-        mean, log_variance = np.split(moments, 2, axis=1)
-        return mean, log_variance
 
-    def _run(self, images: np.ndarray, precision: str) -> np.ndarray:
-        import paddle
-
-        half = precision != "fp32"
-        context = paddle.amp.auto_cast(dtype=_AMP[precision], level="O1") if half else contextlib.nullcontext()
-        with paddle.no_grad(), context:
-            posterior = self.vae.encode(paddle.to_tensor(images)).latent_dist
-        parts = [posterior.mean.astype("float32").numpy(), posterior.logvar.astype("float32").numpy()]
-        return np.concatenate(parts, axis=1)
-
-
-def draw(mean: np.ndarray, log_variance: np.ndarray, noise: np.ndarray, scaling_factor: float) -> np.ndarray:
-    """Return latents ``[B, C, h, w]`` drawn from the VAE's distribution by standard normal ``noise``, all float32."""
-    return (mean + np.exp(log_variance / 2) * noise) * np.float32(scaling_factor)
-
-
-def _choose_device(precision: str) -> str:
+def _choose_device() -> str:
+    if not has_gpu():
+        return "cpu"
     import paddle
 
-    if not (paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count()):
-        if precision != "fp32":
-            raise ConfigError(f"--precision {precision} needs a GPU; Paddle's CPU kernels have float32 alone: use fp32")
-        return "cpu"
     paddle.set_device(f"gpu:{os.environ.get('FLAGS_selected_gpus', '0').split(',')[0]}")
     return "gpu"

@@ -5,7 +5,6 @@ VAE gives depend on the batch. Noise depends on the seed and the image. So the f
 whatever processes wrote it, and however often they were killed.
 """
 
-import dataclasses
 import math
 import os
 import shutil
@@ -21,16 +20,15 @@ from paddle_dit.data.images import find_images
 from paddle_dit.data.npy import non_finite_rows
 from paddle_dit.data.shards import PLAN, StorePlan, Summary
 from paddle_dit.data.store import PackedStore
-from paddle_dit.data.store_index import INDEX, new_index, read_index, shard_files
+from paddle_dit.data.store_index import INDEX, new_index, plain_name, read_index, shard_files
 from paddle_dit.errors import DataError, PaddleDiTError
 from paddle_dit.extraction.encoding import Encoder
 from paddle_dit.extraction.options import ExtractionOptions
 from paddle_dit.extraction.ranks import Meeting, Place, Stop
-from paddle_dit.extraction.summary import PREVIEW, SKIPPED, plain_name, write_preview
-from paddle_dit.files import read_json
-from paddle_dit.models.vae import load_vae
+from paddle_dit.extraction.summary import PREVIEW, write_preview
+from paddle_dit.models.vae import find_vae, load_vae
 
-_FILLED_IN = ("num_samples", "shards", "flip_shards", SKIPPED)  # of an index, at the end
+_FILLED_IN = ("num_samples", "shards", "flip_shards", "skipped")  # of an index, at the end
 _BLOCK = 4096  # bytes, of which file systems give a small file at least one
 _IMAGES_AHEAD = 2  # batches that are read while the VAE works
 
@@ -82,8 +80,9 @@ class Extraction:
         self._place = place or Place.from_environment()
         self.is_main = self._place.is_main
         self.images = find_images(options.data_path, report if self.is_main else lambda line: None)
-        vae = load_vae(options.vae)
+        vae = load_vae(options.vae, options.scaling_factor)
         self.encoder = Encoder(vae, options.image_size, options.store, options.seed, options.precision, report)
+        self._warn_of_odd_latents()
         self.total, self.done, self.whole = len(self.images), 0, False
         self.seconds = self.waited = 0.0
         self._told = self._current = 0  # images
@@ -152,6 +151,15 @@ class Extraction:
     def _count(self, numbers: frozenset[int]) -> int:
         return sum(len(self._plan.span(number)) for number in numbers)
 
+    def _warn_of_odd_latents(self) -> None:
+        side, size = self.encoder.sample_shape[1], self._options.image_size
+        if self.is_main and side % 2:
+            step = size // side
+            self._report(
+                f"warning: latents will be {side} x {side}, which no preset can cut into its patches; images of"
+                f" {size - step} or {size + step} pixels would do"
+            )
+
     def _make_plan(self) -> StorePlan:
         options, encoder = self._options, self.encoder
         index = new_index(
@@ -160,11 +168,7 @@ class Extraction:
             dtype=options.stored_dtype,
             kind=options.store,
             label_names={label: plain_name(name) for label, name in self.images.label_names.items()},
-            vae={
-                "name": str(options.vae),
-                "scaling_factor": encoder.scaling_factor,
-                "image_size": options.image_size,
-            },
+            vae=find_vae(options.vae, options.scaling_factor, fingerprint=False).record(options.image_size),
             source=f"images {plain_name(options.data_path.resolve().name)}",
             flip=options.flip,
         )
@@ -178,7 +182,6 @@ class Extraction:
             "device": encoder.device,
             "threads": int(os.environ.get("OMP_NUM_THREADS", "1")),
         }
-        index[SKIPPED] = []
         return StorePlan(index, self.total, options.shard_size, {})
 
     def _is_whole(self) -> bool:
@@ -284,9 +287,4 @@ class Extraction:
         return stored
 
     def _finish(self) -> Summary:
-        folder, plan = self._options.folder, self._plan
-        sidecars = [folder / f"shard-{number:05d}.json" for number in range(plan.num_shards)]
-        skipped = [name for path in sidecars for name in read_json(path, DataError)[SKIPPED]]
-        final = dataclasses.replace(plan, index={**plan.index, SKIPPED: skipped})
-        vars(final)["name"] = plan.name  # the shards know it by the name of what was planned
-        return shards.finish(folder, final)
+        return shards.finish(self._options.folder, self._plan)

@@ -8,6 +8,7 @@ from typing import Literal
 from paddle_dit.data.images import check_image_size
 from paddle_dit.errors import ConfigError
 from paddle_dit.files import check_writable
+from paddle_dit.models.vae_files import check_scaling_factor
 from paddle_dit.randomness import MAX_SEED
 
 # Matrix kernels add up in another order with another number of threads, which changes the last bits of what the VAE
@@ -26,6 +27,8 @@ class ExtractionOptions:
     """Folder of the result; made if need be."""
     vae: str = "stabilityai/sd-vae-ft-mse"
     """The VAE: a folder or hub name."""
+    scaling_factor: float | None = None
+    """What latents are multiplied by. Default: what the VAE's config.json says."""
     image_size: int = 256
     """Side of the images in pixels: the short side is scaled to it, then the middle is cut out."""
     format: Literal["packed", "npy"] = "packed"
@@ -82,6 +85,12 @@ class ExtractionOptions:
             raise ConfigError(f"--num-workers must be 0 or more, got {self.workers}")
         if not 0 <= self.seed <= MAX_SEED:
             raise ConfigError(f"--seed must be between 0 and {MAX_SEED}, got {self.seed}")
+        if self.scaling_factor is not None:
+            check_scaling_factor(self.scaling_factor, "--scaling-factor")
+            if self.format == "npy":
+                raise ConfigError(
+                    "npy pairs do not say their scaling factor; use --format packed with --scaling-factor"
+                )
         if self.format == "npy" and (self.flip or self.store != "latents"):
             asked = "--flip" if self.flip else f"--store {self.store}"
             raise ConfigError(f"npy pairs hold nothing but one latent per image; use --format packed with {asked}")

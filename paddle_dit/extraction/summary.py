@@ -1,6 +1,5 @@
 """What a user should see at the end of an extraction: counts, figures that betray a wrong scale, and a picture."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,21 +7,15 @@ import numpy as np
 from paddle_dit.data.images import ImageFolder, read_image
 from paddle_dit.data.shards import Summary
 from paddle_dit.data.store import PackedStore
-from paddle_dit.extraction.encoding import draw
+from paddle_dit.data.store_index import plain_name
 from paddle_dit.files import replace_file
-from paddle_dit.models.vae import decode
+from paddle_dit.models.vae import decode, draw
 from paddle_dit.pictures import labelled_grid
 
 PREVIEW = "preview.png"
-SKIPPED = "skipped"  # in the index: the images that could not be read
 _PICTURES, _COLUMNS = 16, 4
 _PROBED = 256  # samples whose noise is looked at
 _FAR = 1.5  # how much more or less than 1 the deviation of scaled latents may be: the paper's is 0.9 to 1.1
-
-
-def plain_name(name: str | bytes) -> str:
-    """Return the name of a file as text that any JSON reader takes: bytes that are no UTF-8 are written out."""
-    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def count_lines(store: PackedStore) -> list[str]:
@@ -65,7 +58,7 @@ def figure_lines(store: PackedStore, summary: Summary) -> list[str]:
     if not implied / _FAR < factor < implied * _FAR:
         lines.append(
             f"warning: the VAE's scaling factor is {factor:.5g}, but these latents have deviation 1 at {implied:.5g}: "
-            "are these the images that the VAE is for, and is this its config.json?"
+            "are these the images that the VAE is for, and is this its config.json? --scaling-factor sets another"
         )
     return lines
 
@@ -100,7 +93,7 @@ def write_preview(store: PackedStore, images: ImageFolder, image_size: int, vae)
         DataError: an image is no longer there.
     """
     kept = np.arange(len(images))
-    if skipped := set(store.index[SKIPPED]):
+    if skipped := set(store.index["skipped"]):
         kept = np.array([number for number in kept if plain_name(images.paths[number]) not in skipped])
     numbers = np.unique(np.linspace(0, len(store) - 1, _PICTURES).astype(np.int64))
     latents, labels = store.gather(numbers)

@@ -1,10 +1,7 @@
 """The VAE between images and latents: ppdiffusers' AutoencoderKL, loaded without trusting its files."""
 
 import contextlib
-import fcntl
 import hashlib
-import re
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +10,24 @@ import numpy as np
 
 from paddle_dit.checkpoint import load_weights
 from paddle_dit.errors import ConfigError, ConversionError
-from paddle_dit.files import read_json, sha256
+from paddle_dit.files import sha256
+from paddle_dit.half_precision import GuardedPrecision
+from paddle_dit.models.tiling import decode_tiles
+from paddle_dit.models.vae_files import (
+    check_scaling_factor,
+    find_folder,
+    is_scaling_factor,
+    read_config,
+    same_signal_handlers,
+)
 from paddle_dit.readers import STOCK_WEIGHTS, read_stock_weights
 
-_ROOT = Path(__file__).resolve().parents[2]
-_HUB_NAME = re.compile(r"(?!data/)\w[\w.-]*/\w[\w.-]*")  # data/ is this project's own folder
-_FILES = f"config.json and {' or '.join(STOCK_WEIGHTS.values())}"
+# In the middle of a decoder every place attends to every other, so its memory grows with the fourth power of the side:
+# one score for each pair is 1 GiB at 128 x 128 latents (1024 pixels at the usual factor of 8), 16 GiB at 256 x 256.
+# Up to here an image is decoded whole, as the VAE was trained: attention and GroupNorm then see all of it.
+LARGEST_TILE = 128
+_OVERRIDDEN = "config_scaling_factor"  # in what data and models keep of a VAE: the factor that was not used
+_LOG_VARIANCES = (-30.0, 20.0)  # AutoencoderKL clamps them so
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class VaeFiles:
         factor: by which it shrinks images.
         scaling_factor: what its latents are multiplied by.
         fingerprint: SHA-256 of its weights and of the factors; empty where it was not asked for.
+        config_scaling_factor: the scaling factor of its config.json, where another is used.
     """
 
     name: str
@@ -38,50 +48,61 @@ class VaeFiles:
     factor: int
     scaling_factor: float
     fingerprint: str
+    config_scaling_factor: float | None = None
+
+    def record(self, image_size: int) -> dict:
+        """Return what data and models keep of the VAE that made latents of images of a size; see :func:`fit_vae`."""
+        values = {"name": self.name, "scaling_factor": self.scaling_factor, "image_size": image_size}
+        return values if self.config_scaling_factor is None else {**values, _OVERRIDDEN: self.config_scaling_factor}
 
 
-def find_vae(name_or_path: str | Path, *, fingerprint: bool = True) -> VaeFiles:
+def find_vae(name_or_path: str | Path, scaling_factor: float | None = None, *, fingerprint: bool = True) -> VaeFiles:
     """Find the files of a VAE that encodes RGB images; nothing is loaded, and Paddle not needed but for a download.
 
     Args:
         name_or_path: as for :func:`load_vae`.
+        scaling_factor: likewise.
         fingerprint: read the weights for it.
 
     Raises:
         ConversionError: no such folder or model, or its configuration is not an AutoencoderKL's for RGB images.
+        ConfigError: a scaling factor that is no such.
     """
-    folder = _find_folder(str(name_or_path))
-    config = _read_config(folder)
-    blocks, channels = config.get("block_out_channels", [64]), config.get("latent_channels", 4)
-    scale = config.get("scaling_factor", 0.18215)
-    good = isinstance(blocks, list) and blocks and isinstance(channels, int) and channels > 0
-    if not good or not isinstance(scale, int | float) or not 0 < scale < 1e6:
-        raise ConversionError(f"{folder / 'config.json'} does not describe an AutoencoderKL; restore it")
-    if config.get("in_channels", 3) != 3:
-        raise ConversionError(f"{folder} takes images of {config['in_channels']} channels; give a VAE for RGB images")
+    folder = find_folder(str(name_or_path))
+    config = read_config(folder)
+    own = float(config["scaling_factor"])
+    scale = own if scaling_factor is None else float(scaling_factor)
+    check_scaling_factor(scale)
+    blocks = len(config["block_out_channels"])
     digest = ""
     if fingerprint:
         weights = next((path for name in STOCK_WEIGHTS.values() if (path := folder / name).is_file()), None)
         if weights is None:
             raise ConversionError(f"{folder} holds no weights; place {' or '.join(STOCK_WEIGHTS.values())} there")
-        digest = hashlib.sha256(f"{sha256(weights)} {len(blocks)} {float(scale)!r}".encode()).hexdigest()
-    return VaeFiles(str(name_or_path), channels, 2 ** (len(blocks) - 1), float(scale), digest)
+        digest = hashlib.sha256(f"{sha256(weights)} {blocks} {scale!r}".encode()).hexdigest()
+    overridden = None if scale == own else own
+    return VaeFiles(str(name_or_path), config["latent_channels"], 2 ** (blocks - 1), scale, digest, overridden)
 
 
-def load_vae(name_or_path: str | Path):
+def load_vae(name_or_path: str | Path, scaling_factor: float | None = None):
     """Return a ppdiffusers ``AutoencoderKL`` in evaluation mode; nothing else in the process changes by it.
 
     Args:
         name_or_path: a folder of ``save_pretrained``, a folder with such a ``vae/`` in it (a DiTPipeline's), or the
             hub name of a model, which is downloaded once. ``data/...`` is also looked for at this project's root, so
             that a run that names its VAE so can be used from anywhere.
+        scaling_factor: what latents are multiplied by. Default: what its config.json says.
 
     Raises:
         ConversionError: no such folder or model, or files that are missing, damaged or of another class.
+        ConfigError: a scaling factor that is no such.
     """
-    folder = _find_folder(str(name_or_path))
-    config, tensors = _read_config(folder), read_stock_weights(folder)
-    with _same_signal_handlers(), _same_random_state():
+    folder = find_folder(str(name_or_path))
+    config, tensors = read_config(folder), read_stock_weights(folder)
+    if scaling_factor is not None:
+        check_scaling_factor(scaling_factor)
+        config["scaling_factor"] = scaling_factor
+    with same_signal_handlers(), _same_random_state():
         from ppdiffusers import AutoencoderKL
 
         try:
@@ -92,13 +113,6 @@ def load_vae(name_or_path: str | Path):
     load_weights(vae, tensors, folder)
     vae.eval()
     return vae
-
-
-def _read_config(folder: Path) -> dict:
-    config = read_json(folder / "config.json", ConversionError)
-    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        raise ConversionError(f"{folder} holds a {config['_class_name']}, not an AutoencoderKL; give a VAE's folder")
-    return config
 
 
 @contextlib.contextmanager
@@ -113,49 +127,66 @@ def _same_random_state() -> Iterator[None]:
         paddle.set_rng_state(state)
 
 
-@contextlib.contextmanager
-def _same_signal_handlers() -> Iterator[None]:
-    """Make Paddle's switch do nothing, which PaddleNLP turns on import: a stop signal would end a run unsaved."""
-    import paddle
-
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # there is none to keep, and Paddle's own would be noisy
-        yield
-        return
-    switch, paddle.disable_signal_handler = paddle.disable_signal_handler, lambda: None
-    try:
-        yield
-    finally:
-        paddle.disable_signal_handler = switch
-
-
 def check_fits(vae, in_channels: int, trained: dict | None = None) -> None:
     """Raise ConfigError unless the VAE decodes the latents of a model.
 
     Args:
         vae: see :func:`load_vae`.
         in_channels: channels of the model's latents.
-        trained: what is known of the VAE that made the training latents; its "scaling_factor" must be this VAE's.
+        trained: what is known of the VAE that made the training latents, see :meth:`VaeFiles.record`. This VAE's
+            scaling factor must be that one's: the factor that was used, or the overridden one of its config.json.
     """
     if vae.config.latent_channels != in_channels:
         raise ConfigError(
             f"the VAE's latents have {vae.config.latent_channels} channels, the model's {in_channels}; give the VAE "
             "that made the training latents"
         )
-    wanted, given = (trained or {}).get("scaling_factor"), vae.config.scaling_factor
-    if wanted is not None and abs(wanted - given) > 1e-4 * abs(wanted):
+    trained, given = trained or {}, vae.config.scaling_factor
+    used = trained.get("scaling_factor")
+    own = trained.get(_OVERRIDDEN, used)
+    if used is None:
+        return
+    for factor in (used, own):
+        if not is_scaling_factor(factor):
+            raise ConfigError(f"what the model says of its VAE is damaged: {factor!r} is no scaling factor; restore it")
+    if not any(abs(factor - given) <= 1e-4 * factor for factor in (used, own)):
         raise ConfigError(
             f"this VAE scales latents by {given:.5g}, the one of the training latents ({trained.get('name')}) by "
-            f"{wanted:.5g}; give that one with --vae"
+            f"{own:.5g}; give that one with --vae, or, if it is this one, write {own:.5g} into its config.json"
         )
 
 
-def decode(vae, latents, batch_size: int = 8) -> np.ndarray:
+def fit_vae(vae, in_channels: int, trained: dict | None = None) -> None:
+    """Check that a VAE decodes the latents of a model, and let it divide them by what they were multiplied by.
+
+    That is its own scaling factor unless it was overridden for the training latents: then the VAE's configuration is
+    changed, in place, and so is what ``vae.save_pretrained`` writes.
+
+    Args:
+        vae: see :func:`load_vae`.
+        in_channels: channels of the model's latents.
+        trained: see :func:`check_fits`.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    check_fits(vae, in_channels, trained)
+    if trained and _OVERRIDDEN in trained and trained.get("scaling_factor") is not None:
+        vae.register_to_config(scaling_factor=float(trained["scaling_factor"]))
+
+
+def decode(
+    vae, latents, batch_size: int = 8, *, precision: GuardedPrecision | None = None, tile: int = LARGEST_TILE
+) -> np.ndarray:
     """Turn latents into images.
 
     Args:
         vae: see :func:`load_vae`.
         latents: float ``[N, C, h, w]``, N > 0, scaled as the model was trained on them; an array or a tensor.
-        batch_size: latents decoded at once.
+        batch_size: latents decoded at once, if they are no larger than a tile; else it is one by one.
+        precision: what the VAE computes in. Default: float32.
+        tile: latents larger than this, in height or width, are decoded in overlapping tiles no larger, which are
+            blended. Attention and GroupNorm see a tile alone, so colours differ a little from those of the whole.
 
     Returns:
         uint8 ``[N, H, W, 3]``, ``127.5 x + 128`` clamped to 0 .. 255, as the paper's evaluation rounds.
@@ -165,27 +196,40 @@ def decode(vae, latents, batch_size: int = 8) -> np.ndarray:
     """
     import paddle
 
-    latents = np.asarray(latents, dtype=np.float32)
+    latents, precision = np.asarray(latents, dtype=np.float32), precision or GuardedPrecision()
     check_fits(vae, latents.shape[1])
+    batch_size = batch_size if max(latents.shape[2:]) <= tile else 1
+
+    def decode_part(part) -> np.ndarray:
+        return precision.compute(lambda: vae.decode(part).sample).numpy()
+
     images = []
-    with paddle.no_grad():
-        for start in range(0, len(latents), batch_size):
-            batch = paddle.to_tensor(latents[start : start + batch_size]) / vae.config.scaling_factor
-            pixels = (vae.decode(batch).sample.astype("float32") * 127.5 + 128).clip(0, 255)
-            images.append(pixels.transpose([0, 2, 3, 1]).numpy().astype(np.uint8))  # (n, H, W, 3)
+    for start in range(0, len(latents), batch_size):
+        batch = paddle.to_tensor(latents[start : start + batch_size]) / vae.config.scaling_factor
+        pixels = decode_tiles(decode_part, batch, tile, 2 ** (len(vae.config.block_out_channels) - 1))
+        pixels = np.clip(pixels * np.float32(127.5) + np.float32(128), 0, 255)
+        images.append(pixels.transpose(0, 2, 3, 1).astype(np.uint8))  # (n, H, W, 3)
     return np.concatenate(images)
 
 
-def encode(vae, images, noise=None) -> np.ndarray:
-    """Turn images into latents, all at once.
+def normalized(pixels: np.ndarray):
+    """Return uint8 pixels ``[N, H, W, 3]`` as a VAE takes them: a float32 tensor ``[N, 3, H, W]`` in [-1, 1]."""
+    import paddle
+
+    images = paddle.to_tensor(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).astype("float32")
+    return images / 127.5 - 1
+
+
+def moments(vae, images, precision: GuardedPrecision | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return what a VAE makes of images, all at once: the mean and log-variance of their latents, not scaled.
 
     Args:
         vae: see :func:`load_vae`.
         images: ``[N, 3, H, W]`` in [-1, 1]; an array, or a float32 tensor, which stays on its device.
-        noise: standard normal ``[N, C, h, w]`` to draw from the posterior, or None for its mean.
+        precision: what the VAE computes in; its weights stay float32. Default: float32.
 
     Returns:
-        float32 ``[N, C, h, w]``, multiplied by the VAE's scaling factor.
+        two arrays, float32 ``[N, C, h, w]``.
 
     Raises:
         ConfigError: images of another number of channels.
@@ -196,58 +240,34 @@ def encode(vae, images, noise=None) -> np.ndarray:
         images = paddle.to_tensor(np.asarray(images, dtype=np.float32))
     if images.shape[1] != vae.config.in_channels:
         raise ConfigError(f"the VAE takes images of {vae.config.in_channels} channels, got {images.shape[1]}")
-    with paddle.no_grad():
-        posterior = vae.encode(images).latent_dist
-        latents = posterior.mean.astype("float32")  # which half precision around this call has narrowed
-        if noise is not None:
-            std = posterior.std.astype("float32")
-            latents = latents + std * paddle.to_tensor(np.asarray(noise, dtype=np.float32))
-        return (latents * vae.config.scaling_factor).numpy()
+    precision = precision or GuardedPrecision()
+    # As the network gives them: a log-variance that overflowed would look finite once it is clamped.
+    parameters = precision.compute(lambda: vae.encode(images).latent_dist.parameters).numpy()
+    mean, log_variance = np.split(parameters, 2, axis=1)
+    return mean, np.clip(log_variance, *_LOG_VARIANCES)
 
 
-def _find_folder(name: str) -> Path:
-    places = [Path(name), _ROOT / name] if name.startswith("data/") else [Path(name)]
-    for folder in (folder for place in places for folder in (place, place / "vae")):
-        if (folder / "config.json").is_file():
-            return folder
-    if any(place.exists() for place in places):
-        raise ConversionError(f"{name} holds no VAE; place {_FILES} there")
-    if not _HUB_NAME.fullmatch(name):
-        raise ConversionError(f"no such VAE folder: {name}; give a folder with {_FILES}, or a hub name")
-    return _download(name)
+def draw(mean: np.ndarray, log_variance: np.ndarray, noise: np.ndarray, scaling_factor: float) -> np.ndarray:
+    """Return latents ``[N, C, h, w]`` drawn from a VAE's distribution by standard normal ``noise``, all float32."""
+    return (mean + np.exp(log_variance / 2) * noise) * np.float32(scaling_factor)
 
 
-def _download(name: str) -> Path:
-    """Return the folder in ppdiffusers' cache that holds the hub's model, downloading what is missing."""
-    # ppdiffusers' own from_pretrained would unpickle what it downloads, so only its download is used.
-    with _same_signal_handlers():
-        from ppdiffusers.utils import PPDIFFUSERS_CACHE, _get_model_file
+def encode(vae, images, noise=None, precision: GuardedPrecision | None = None) -> np.ndarray:
+    """Turn images into latents, all at once.
 
-    folder = Path(PPDIFFUSERS_CACHE) / name
-    with _one_at_a_time(Path(PPDIFFUSERS_CACHE)):
-        for choices in (["config.json"], list(STOCK_WEIGHTS.values())):
-            if not any((folder / file).is_file() or _fetched(_get_model_file, name, file) for file in choices):
-                raise ConversionError(
-                    f"no folder {name}, and the hub's model of that name could not be fetched; place {_FILES} "
-                    f"into {folder}, or into any folder and name that"
-                )
-    return folder
+    Args:
+        vae: see :func:`load_vae`.
+        images: as for :func:`moments`.
+        noise: standard normal ``[N, C, h, w]`` to draw from the posterior, or None for its mean.
+        precision: as for :func:`moments`.
 
+    Returns:
+        float32 ``[N, C, h, w]``, multiplied by the VAE's scaling factor.
 
-@contextlib.contextmanager
-def _one_at_a_time(cache: Path) -> Iterator[None]:
-    """Let the ranks of a machine look for a model one after another: the first downloads, the others find it."""
-    with contextlib.ExitStack() as opened:
-        with contextlib.suppress(OSError):  # of a cache that cannot be written: nothing is downloaded into it
-            cache.mkdir(parents=True, exist_ok=True)
-            file = opened.enter_context((cache / ".paddle_dit.lock").open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
-        yield
-
-
-def _fetched(get_model_file, name: str, file: str) -> bool:
-    try:
-        get_model_file(name, weights_name=file, resume_download=True)
-    except OSError:  # ppdiffusers turns "not there" and "no network" alike into this
-        return False
-    return True
+    Raises:
+        ConfigError: images of another number of channels.
+    """
+    mean, log_variance = moments(vae, images, precision)
+    if noise is None:
+        return mean * np.float32(vae.config.scaling_factor)
+    return draw(mean, log_variance, np.asarray(noise, dtype=np.float32), vae.config.scaling_factor)

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 import numpy as np
-import paddle
 
 from paddle_dit.config import ModelInfo
 from paddle_dit.data.source import LatentSource
 from paddle_dit.data.subset import Subset
-from paddle_dit.models.vae import check_fits, encode, load_vae
-from paddle_dit.randomness import Stream, generator
+from paddle_dit.half_precision import GuardedPrecision
+from paddle_dit.models.vae import encode, fit_vae, load_vae, normalized
+from paddle_dit.randomness import Stream, standard_normal
 from paddle_dit.training.precision import Precision
 
 _AT_ONCE = 16  # images through the VAE: its activations are large, and a model's must fit beside it
@@ -31,14 +31,14 @@ class Encoder:
         report: is told so, in a line, the first time.
 
     Raises:
-        ConversionError, ConfigError: the VAE cannot be loaded or does not fit.
+        ConversionError, ConfigError: the VAE cannot be loaded or does not fit, or half precision without a GPU.
     """
 
     def __init__(self, info: ModelInfo, seed: int, precision: Precision, report: Callable[[str], None] = print):
-        self._shape, self._seed, self._precision = info.config.sample_shape, seed, precision
-        self._report, self._overflowed = report, False
+        self._shape, self._seed = info.config.sample_shape, seed
+        self._precision = GuardedPrecision(precision.dtype, "this VAE", report)
         self.vae = load_vae(info.vae["name"])
-        check_fits(self.vae, info.config.in_channels, info.vae)
+        fit_vae(self.vae, info.config.in_channels, info.vae)
 
     def __call__(self, images: np.ndarray, step: int, positions: np.ndarray) -> np.ndarray:
         """Encode a rank's share of a batch.
@@ -58,22 +58,11 @@ class Encoder:
         return EncodedImages(source, lambda images, indices: self._encode(images, Stream.VALIDATION, 2, indices))
 
     def _encode(self, images: np.ndarray, stream: Stream, step: int, positions: np.ndarray) -> np.ndarray:
-        noise = np.empty((len(images), *self._shape), np.float32)
-        for row, position in zip(noise, positions, strict=True):
-            generator(self._seed, stream, step, int(position)).standard_normal(out=row, dtype=np.float32)
+        noise = standard_normal(self._seed, stream, step, positions, self._shape)
         parts = [slice(start, start + _AT_ONCE) for start in range(0, len(images), _AT_ONCE)]
-        return np.concatenate([self._encode_part(images[part], noise[part]) for part in parts])
-
-    def _encode_part(self, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        pixels = paddle.to_tensor(images).transpose([0, 3, 1, 2]).astype("float32") / 127.5 - 1
-        with self._precision.autocast():
-            latents = encode(self.vae, pixels, noise)
-        if not self._precision.is_half or np.isfinite(latents).all():
-            return latents
-        if not self._overflowed:
-            self._overflowed = True
-            self._report(f"{self._precision.dtype} overflows in this VAE: such images are encoded in float32")
-        return encode(self.vae, pixels, noise)
+        return np.concatenate(
+            [encode(self.vae, normalized(images[part]), noise[part], self._precision) for part in parts]
+        )
 
 
 class EncodedImages(Subset):

@@ -12,8 +12,9 @@ from paddle_dit.config import DiTConfig, ModelInfo
 from paddle_dit.data.image_source import ImageOptions
 from paddle_dit.data.image_workers import Decoders
 from paddle_dit.data.mixture import ClassSubset, name_samples, open_sources
+from paddle_dit.data.moments import check_moments
 from paddle_dit.data.order import SampleOrder
-from paddle_dit.data.source import LatentSource, image_size_of, open_source
+from paddle_dit.data.source import LatentSource, image_size_of, latent_shape_of, open_source
 from paddle_dit.data.subset import Subset, hold_out, spread
 from paddle_dit.errors import ConfigError, DataError
 from paddle_dit.files import check_writable
@@ -30,13 +31,13 @@ class Plan:
 
     Attributes:
         recipe: what was asked for.
-        source: the latents, or the images to be encoded.
+        source: the latents, the moments that they are drawn from, or the images to be encoded.
         order: which samples each step takes.
         info: the model to build, with the names and the VAE that belong to it.
         total_steps: updates of the whole run.
         ranks: processes that it runs on, or is planned for.
-        validation: held-out latents or images, or None.
-        images: how images are taken, or None where the sources hold latents.
+        validation: held-out samples, or None.
+        images: how images are taken, or None where the sources hold latents or moments.
     """
 
     recipe: TrainRecipe
@@ -61,6 +62,8 @@ class Plan:
         }
         if self.images is not None:  # a folder's fingerprint does not say what becomes of its images
             values["images"] = {"image_size": self.images.image_size, "vae": self.images.vae.fingerprint}
+        if whole.kind == "moments":  # files of latents have it in their values
+            values["scaling_factor"] = whole.vae["scaling_factor"]
         if held_out:  # by --eval-steps; --eval-path leaves the training data as they are
             values["held_out_samples"] = self.recipe.eval_samples
         return json.loads(json.dumps(values))  # as a checkpoint gives it back
@@ -117,6 +120,14 @@ def _paths(recipe: TrainRecipe) -> tuple[Path, ...]:
     return recipe.feature_path if recipe.data_path is None else (recipe.data_path,)
 
 
+def _open_for_training(path: Path, **expected: object) -> LatentSource:
+    """Open a folder of latents, or of moments that latents can be drawn from; as ``open_source`` otherwise."""
+    source = open_source(path, **expected)
+    if source.kind == "moments":
+        check_moments(source, path)
+    return source
+
+
 def _hold_out(
     recipe: TrainRecipe, source: LatentSource, images: ImageOptions | None
 ) -> tuple[LatentSource, LatentSource | None]:
@@ -128,9 +139,9 @@ def _hold_out(
     other = open_sources(
         [recipe.eval_path],
         num_classes=source.num_classes,
-        sample_shape=source.sample_shape,
+        sample_shape=latent_shape_of(source),
         class_subset=source.classes if isinstance(source, ClassSubset) else (),
-        open_one=images.open if images else open_source,
+        open_one=images.open if images else _open_for_training,
     )
     return source, spread(other, recipe.eval_samples)
 
@@ -168,16 +179,15 @@ def _open_and_fit(recipe: TrainRecipe, images: ImageOptions | None) -> tuple[Lat
             num_classes=asked or None,
             sample_shape=shape,
             class_subset=recipe.class_subset,
-            open_one=images.open if images else open_source,
+            open_one=images.open if images else _open_for_training,
         )
-    if source.kind == "moments":
-        raise DataError(f"{_folders(recipe)} holds {source.kind}; training takes latents: make the store with latents")
     _check_image_size(recipe, source)
     if asked is None:
         if source.num_classes is None:  # npy pairs do not say; from now on they refuse labels beyond
             source.num_classes = IMAGENET_CLASSES
         asked = source.num_classes
-    channels, height, width = source.sample_shape
+    channels, height, width = latent_shape_of(source)
+    _check_patches(recipe, config.patch_size, height, width)
     size = height if height == width else (height, width)
     return source, dataclasses.replace(config, in_channels=channels, sample_size=size, num_classes=asked)
 
@@ -187,7 +197,15 @@ def _check_image_size(recipe: TrainRecipe, source: LatentSource) -> None:
     if recipe.image_size is not None and recipe.image_size != size:
         raise ConfigError(
             f"--image-size {recipe.image_size} but the latents in {_folders(recipe)} are"
-            f" {list(source.sample_shape)}, of {size}-pixel images; use --image-size {size} or other latents"
+            f" {list(latent_shape_of(source))}, of {size}-pixel images; use --image-size {size} or other latents"
+        )
+
+
+def _check_patches(recipe: TrainRecipe, patch: int, height: int, width: int) -> None:
+    if height % patch or width % patch:
+        raise ConfigError(
+            f"the latents in {_folders(recipe)} are {height} x {width}, which {recipe.model} cannot cut into patches of"
+            f" {patch}; use a model with other patches, or latents of images of another size"
         )
 
 

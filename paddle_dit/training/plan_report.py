@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from paddle_dit.data.source import latent_shape_of
 from paddle_dit.errors import ConfigError, nearest
 from paddle_dit.training.costs import PEAK_TFLOPS, Setup, memory, seconds_per_step, train_flops
 from paddle_dit.training.plan import ImageNetLatents, Plan
@@ -34,7 +35,7 @@ def describe(plan: Plan) -> str:
     assumed = ", assumed: there is no data yet" if isinstance(plan.source, ImageNetLatents) else ""
     rows = {
         **{key: value for key, value in recipe.to_dict().items() if key not in ("config", *PLANNING)},
-        "latents": f"{len(plan.source):,} x {list(plan.source.sample_shape)}{assumed}{_encoded(recipe)}",
+        "latents": f"{len(plan.source):,} x {list(latent_shape_of(plan.source))}{assumed}{_made(plan)}",
         **{name: value for name, value in config.to_dict().items() if name != "in_channels"},
         "parameters": f"{config.num_parameters():,}",
         "multiply-adds per forward": f"{config.multiply_adds() / 1e9:.4g} G per sample",
@@ -48,8 +49,11 @@ def describe(plan: Plan) -> str:
     return "\n".join(f"{key:<{width}}  {value}" for key, value in rows.items())
 
 
-def _encoded(recipe: TrainRecipe) -> str:
-    return "" if recipe.data_path is None else ", encoded in each step: the VAE's memory and time are not counted below"
+def _made(plan: Plan) -> str:
+    if plan.source.kind == "moments":
+        return ", drawn from their moments in each step"
+    encoded = plan.recipe.data_path is not None
+    return ", encoded in each step: the VAE's memory and time are not counted below" if encoded else ""
 
 
 def _memory_rows(plan: Plan, setup: Setup) -> dict[str, str]:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import paddle
 
-from paddle_dit.errors import ConfigError
+from paddle_dit.half_precision import PADDLE_NAMES, autocast, check_precision, has_gpu
 from paddle_dit.training.recipe import AmpLevel, Dtype, TrainRecipe
 
 MASTER = "fp32_master_0"
-_PADDLE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Precision:
     @property
     def weight_dtype(self) -> str:
         """Paddle's name of the dtype of the weights and their gradients."""
-        return _PADDLE_NAMES[self.dtype] if self.has_master_weights else "float32"
+        return PADDLE_NAMES[self.dtype] if self.has_master_weights else "float32"
 
     def check_device(self) -> None:
         """Refuse half precision where Paddle would compute in float32 without a word.
@@ -63,16 +62,11 @@ class Precision:
         Raises:
             ConfigError: this Paddle has no GPU.
         """
-        if self.is_half and not has_gpu():
-            raise ConfigError(
-                f"--precision {self.dtype} needs a GPU; Paddle's CPU kernels have float32 alone: use fp32"
-            )
+        check_precision(self.dtype)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the context that a forward pass runs in."""
-        if not self.is_half:
-            return contextlib.nullcontext()
-        return paddle.amp.auto_cast(dtype=_PADDLE_NAMES[self.dtype], level=self.level)
+        return autocast(self.dtype, self.level)
 
     @paddle.no_grad()
     def cast(self, model, optimizer) -> None:
@@ -132,8 +126,3 @@ def be_deterministic() -> None:
         paddle.set_flags({"FLAGS_cudnn_deterministic": True, "FLAGS_embedding_deterministic": 1})
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         os.environ.setdefault("NCCL_ALGO", "Ring")
-
-
-def has_gpu() -> bool:
-    """Whether this Paddle is a GPU build that sees a GPU."""
-    return paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0

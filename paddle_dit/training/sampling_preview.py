@@ -17,7 +17,7 @@ from paddle_dit.diffusion.guidance import can_guide
 from paddle_dit.errors import ConfigError, PaddleDiTError
 from paddle_dit.files import replace_file
 from paddle_dit.generation import Generator, SamplingOptions, generate_latents
-from paddle_dit.models.vae import check_fits, decode, load_vae
+from paddle_dit.models.vae import decode, fit_vae, load_vae
 from paddle_dit.pictures import labelled_grid, stacked
 from paddle_dit.training.ranks import Ranks
 
@@ -174,7 +174,7 @@ class SamplingPreview:
             if name is None:
                 raise ConfigError("the data does not say which VAE made the latents; give --vae-name-or-path FOLDER")
             vae = load_vae(name)
-            check_fits(vae, self.info.config.in_channels, self.info.vae)
+            fit_vae(vae, self.info.config.in_channels, self.info.vae)
         except (PaddleDiTError, ImportError) as error:
             self._say(f"warning: no preview images in this run: {error}")
             return None

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from paddle_dit.config import DiTConfig
 from paddle_dit.data.loader import BatchLoader
+from paddle_dit.data.moments import DrawnLatents
 from paddle_dit.data.source import LatentSource
 from paddle_dit.diffusion.objective import GaussianDiffusion
 from paddle_dit.errors import ConfigError, NonFiniteLossError, PaddleDiTError
@@ -173,7 +174,7 @@ class Session:
             world_size=ranks.data_ranks,
             start_step=self.updates,
             num_workers=recipe.num_workers,
-            flip_seed=recipe.global_seed,
+            seed=recipe.global_seed,
         )
         self.loader = opened.enter_context(loader)
         if self.plan.images is not None:  # closes first: whoever still reads need not be waited for
@@ -201,7 +202,9 @@ class Session:
         self.throughput.restart()
 
     def _latents_of(self, source: LatentSource) -> LatentSource:
-        """Return a source as latents, of images the same each time."""
+        """Return a source as latents, of moments and images the same each time."""
+        if source.kind == "moments":
+            return DrawnLatents(source, self.recipe.global_seed)
         return source if self.encoder is None else self.encoder.fixed(source)
 
     def _catch_up(self) -> None:

@@ -62,9 +62,9 @@ class StopSignals:
                 for number in (number for number in numbers if number in _SIGNALS):
                     if first is None:
                         first, self.received = now, signal.Signals(number).name
-                        self._say(f"{self.received}: finishing this step, then saving; once more ends it at once")
+                        self._say(f"{self.received}: stopping in good order after this step; once more ends it at once")
                     elif now - first >= PATIENCE:
-                        self._say("stopped at once; the checkpoints are as they were")
+                        self._say("stopped at once; what was written whole is kept")
                         os._exit(128 + number)
 
     @staticmethod

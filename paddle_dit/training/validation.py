@@ -19,7 +19,7 @@ class Validation:
     takes its share, and the figures do not depend on how many there are.
 
     Args:
-        source: held-out latents.
+        source: held-out latents; those of moments and images must be the same whenever they are gathered.
         config: of the model.
         objective: gives the losses.
         seed: of timesteps and noise.

@@ -1,5 +1,6 @@
 """DiTPipeline folders: exact, verified before they appear, and loadable as the user does it."""
 
+import copy
 import json
 import os
 from dataclasses import replace
@@ -22,6 +23,8 @@ from paddle_dit.conversion.loading import build_dit
 from paddle_dit.data.labels import imagenet_labels
 from paddle_dit.diffusion.schedule import Schedule, ddim_steps
 from paddle_dit.errors import CheckpointError, ConfigError, ConversionError
+from paddle_dit.generation import load_generator
+from paddle_dit.models.vae import load_vae
 
 NAMES = {0: "zero"}
 
@@ -87,6 +90,19 @@ def test_read_pipeline_is_bit_exact(tiny, tiny_vae, tmp_path, weights_format):
     assert back_info == info
     assert back.keys() == tensors.keys()
     assert all(np.array_equal(back[key], tensors[key]) for key in tensors)
+
+
+def test_a_scaling_factor_that_was_overridden_for_the_latents_goes_into_the_folder(tiny, tiny_vae, tmp_path):
+    vae = {"name": "v", "scaling_factor": 0.25, "config_scaling_factor": 0.5}
+    tensors, info = tiny(vae=vae)
+    folder = tmp_path / "pipe"
+    report = write_pipeline(tensors, info, copy.deepcopy(tiny_vae), folder, id2label=NAMES)
+    assert "vae/config.json has the training latents' scaling factor 0.25, this VAE's own is 0.5" in report.notes
+    assert load(folder).vae.config.scaling_factor == 0.25
+    assert load_generator(folder).vae.config.scaling_factor == 0.25
+    again = write_pipeline(*read_pipeline(folder), load_vae(folder), tmp_path / "again", id2label=NAMES)
+    assert load(tmp_path / "again").vae.config.scaling_factor == 0.25
+    assert not any("scaling factor" in note for note in again.notes)
 
 
 def test_a_folder_of_the_stock_class_is_read(tiny, tiny_vae, tmp_path):

@@ -15,6 +15,8 @@ from paddle_dit.errors import DataError
 class Numbers:
     """Sample ``n`` is the number ``n`` (mirrored, ``-n``) with label ``n % 3``; sample ``broken`` cannot be read."""
 
+    kind = "latents"
+
     def __init__(self, count=40, broken=None, has_flip=False):
         self.count, self.broken, self.has_flip = count, broken, has_flip
         self.gathered = 0
@@ -94,18 +96,20 @@ def test_mirrored_samples_are_chosen_by_seed_step_and_position():
     def signs(seed, ranks=1, start_step=0):
         order, parts = SampleOrder(40, 8, seed=1), []
         for rank in range(ranks):
-            flags = {"rank": rank, "world_size": ranks, "start_step": start_step, "flip_seed": seed}
+            flags = {"rank": rank, "world_size": ranks, "start_step": start_step, "seed": seed}
             with BatchLoader(Numbers(has_flip=True), order, num_workers=1, **flags) as loader:
                 parts.append([np.signbit(batch.latents).reshape(-1) for batch in itertools.islice(loader, 50)])
         return np.concatenate(parts, axis=1)
 
     whole = signs(0)
     assert whole.mean() == pytest.approx(0.5, abs=0.1)
+    for changes in (whole[1:] != whole[:-1], whole[:, 1:] != whole[:, :-1]):  # of a position, and within a batch
+        assert changes.mean() == pytest.approx(0.5, abs=0.1)
     np.testing.assert_array_equal(signs(0, ranks=2), whole)
     np.testing.assert_array_equal(signs(0, start_step=10)[:40], whole[10:])
     assert (signs(1) != whole).any()
 
 
 def test_a_source_without_mirrored_samples_is_read_as_it_is():
-    with BatchLoader(Numbers(), SampleOrder(40, 8, seed=1), flip_seed=0) as loader:
+    with BatchLoader(Numbers(), SampleOrder(40, 8, seed=1), seed=0) as loader:
         assert all((batch.latents >= 0).all() for batch in itertools.islice(loader, 10))

@@ -60,6 +60,14 @@ def test_a_folder_that_is_missing_or_holds_something_else(tmp_path):
         NpyPairs(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["cat/1.png", "labels.csv", "1.JPEG"])
+def test_a_folder_of_images_is_told_the_way(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"is no data set: .*; scripts/extract_features\.py makes latents of images$"):
+        NpyPairs(tmp_path)
+
+
 def test_two_data_sets_in_one_folder_are_refused(tmp_path):
     write_pairs(tmp_path)
     write_pairs(tmp_path, name="imagenet512_")

@@ -224,6 +224,24 @@ def test_comparing_finds_any_sample_or_label_that_differs(pairs, tmp_path):
             job.compare(store)
 
 
+@pytest.mark.parametrize("convert", [pack, unpack])
+def test_a_store_that_has_changed_is_neither_packed_anew_nor_unpacked(pairs, tmp_path, convert):
+    pack(pairs, tmp_path / "store", dtype="float32")
+    shard = np.load(tmp_path / "store" / "latents-00001.npy", mmap_mode="r+")
+    shard[37] += 1
+    shard.flush()
+    with pytest.raises(DataError, match=r"latents-00001\.npy has changed: its sha256 is not that in index\.json; copy"):
+        convert(tmp_path / "store", tmp_path / "result")
+    assert [path.name for path in (tmp_path / "result").iterdir()] == ["plan.json"]
+
+
+def test_a_source_whose_name_is_no_unicode_is_packed(tmp_path):
+    source = write_pairs(tmp_path / os.fsdecode(b"caf\xe9"), 3)
+    assert pack(source, tmp_path / "store").index["source"] == r"npy pairs caf\xe9"
+    with pytest.raises(DataError, match=r"is no text in Unicode; give it another name"):
+        unpack(tmp_path / "store", tmp_path / "npy", name=os.fsdecode(b"na\xefve"))
+
+
 def test_pairs_must_be_told_their_classes(pairs, tmp_path):
     with pytest.raises(DataError, match="do not say how many classes there are; give --num-classes"):
         pack(pairs, tmp_path, num_classes=None)
@@ -264,7 +282,7 @@ def test_class_names_come_from_a_file_or_imagenet(tmp_path):
     assert read_label_names(str(tmp_path / "names.json")) == {0: "ant", 7: "bee"}
     assert read_label_names("imagenet")[1].startswith("goldfish")
     assert read_label_names(None) is None
-    for text in ("{}", '{"a": "ant"}', '{"1": 2}', "[]", "{"):
+    for text in ("{}", '{"0": "ant", "00": "bee"}', '{"a": "ant"}', '{"1": 2}', "[]", "{"):
         (tmp_path / "names.json").write_text(text)
         with pytest.raises(DataError, match=r"names\.json"):
             read_label_names(str(tmp_path / "names.json"))

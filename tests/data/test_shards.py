@@ -100,6 +100,7 @@ def test_the_summary_is_of_the_stored_values_and_names_what_was_skipped(tmp_path
     summary = finish(tmp_path, plan)
     kept = np.delete(SAMPLES[0], skip, axis=0).astype(np.float16).astype(np.float64)
     assert (summary.num_samples, summary.skipped) == (20, ("image 3", "image 8", "image 9"))
+    assert PackedStore(tmp_path).index["skipped"] == ["image 3", "image 8", "image 9"]
     np.testing.assert_allclose(summary.mean, kept.mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(summary.std, kept.std(axis=(0, 2, 3)), rtol=1e-12)
     store = PackedStore(tmp_path)
@@ -124,7 +125,9 @@ def test_a_store_of_which_everything_was_skipped_is_refused(tmp_path):
     begin(tmp_path, plan)
     for number in range(3):
         write(tmp_path, plan, number, skip=range(COUNT))
-    with pytest.raises(DataError, match="no sample"):
+    with pytest.raises(
+        DataError, match=r"all 23 samples were skipped; mend what .*, remove the folder, then run the same"
+    ):
         finish(tmp_path, plan)
 
 
@@ -175,6 +178,16 @@ def test_another_plan_is_refused_and_what_differs_is_said(tmp_path, case):
     assert begin(tmp_path, former) is False
 
 
+def test_a_long_difference_is_cut_and_further_ones_are_counted(tmp_path):
+    former = make_plan(job={f"option {number}": number * "long" for number in range(20)})
+    begin(tmp_path, former)
+    write(tmp_path, former, 0)
+    with pytest.raises(DataError, match=r"\(option 0 was '', now None; .*\(?; .* and 16 more\); run the") as caught:
+        begin(tmp_path, make_plan(job={"option 1": "long" * 100}))
+    assert "option 1 was 'long', now 'longlonglonglonglon…; " in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
 def test_a_plan_of_which_no_shard_was_finished_may_be_replaced(tmp_path):
     begin(tmp_path, make_plan())
     (tmp_path / "latents-00002.npy").write_bytes(b"of a shard without a sidecar")
@@ -201,7 +214,7 @@ def test_a_shard_of_another_run_is_named(tmp_path):
     ("name", "content", "message"),
     [
         ("plan.json", b"{", "plan.json is damaged"),
-        ("plan.json", shards.index_text({"plan_version": 2}), "half written by another version of this program"),
+        ("plan.json", shards.index_text({"plan_version": 1}), "half written by another version of this program"),
     ],
 )
 def test_a_plan_that_cannot_be_read_is_one_line(tmp_path, name, content, message):

@@ -62,7 +62,7 @@ def test_contradicting_classes_are_refused(tmp_path):
         ),
         ((4, 16, 16), {"image_size": 64}, "latents", (4, 8, 8), "use --image-size 64 or"),
         ((16, 8, 8), None, "latents", (4, 8, 8), "use another store"),
-        ((8, 8, 8), None, "moments", (4, 8, 8), r"moments in .* are \[8, 8, 8\]"),
+        ((8, 8, 8), None, "moments", (8, 8, 8), r"latents drawn from the moments in .* are \[4, 8, 8\] but the model"),
     ],
 )
 def test_latents_that_do_not_fit_the_model_are_refused(tmp_path, stored, vae, kind, wanted, message):

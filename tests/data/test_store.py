@@ -7,7 +7,6 @@ import pytest
 
 from paddle_dit.data.npy import non_finite_rows
 from paddle_dit.data.store import PackedStore, StoreWriter
-from paddle_dit.data.store_index import new_index, write_index
 from paddle_dit.data.verify import StoreCheck
 from paddle_dit.errors import DataError
 from paddle_dit.files import describe
@@ -150,6 +149,49 @@ def test_writer_refuses_an_empty_store_and_unknown_classes(tmp_path):
         StoreWriter(tmp_path, sample_shape=SHAPE, num_classes=5, label_names={5: "sixth"})
 
 
+NO_UNICODE = "caf\udce9"  # what Python makes of a file's name in Latin-1
+
+
+@pytest.mark.parametrize(
+    "where", [{"source": NO_UNICODE}, {"label_names": {1: NO_UNICODE}}, {"vae": {"name": NO_UNICODE}}]
+)
+def test_a_name_that_is_no_unicode_is_refused_before_anything_is_written(tmp_path, where):
+    with pytest.raises(DataError, match=r"udce9.* is no text in Unicode; give it another name") as error:
+        write_store(tmp_path / "store", **where)
+    assert str(error.value).isascii()
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_index_with_a_name_that_is_no_unicode_is_refused(tmp_path):
+    write_store(tmp_path)
+    edit_index(tmp_path, source=NO_UNICODE)  # escaped, it is valid JSON
+    with pytest.raises(DataError, match=r"index\.json cannot be read \(.*udce9.* is no text"):
+        PackedStore(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["latents-00001.npy", "latents_flip-00002.npy", "labels.npy"])
+def test_a_file_of_another_run_is_noticed_at_opening(tmp_path, name):
+    write_store(tmp_path / "one", flip=True)
+    with StoreWriter(tmp_path / "other", sample_shape=SHAPE, num_classes=5, shard_size=8, flip=True) as writer:
+        samples, labels = random_samples(23, seed=1)
+        writer.append(samples, labels, -samples)
+    (tmp_path / "other" / name).replace(tmp_path / "one" / name)
+    with pytest.raises(
+        DataError, match=rf"{name} is not the file that index\.json describes: of another run, or changed"
+    ):
+        PackedStore(tmp_path / "one")
+
+
+def test_a_store_whose_index_does_not_know_the_first_samples_is_read(tmp_path):
+    """As stores of former versions do not."""
+    samples, _ = write_store(tmp_path, dtype="float32")
+    entries = json.loads((tmp_path / "index.json").read_text())["shards"]
+    edit_index(
+        tmp_path, shards=[{key: entry[key] for key in ("file", "length", "bytes", "sha256")} for entry in entries]
+    )
+    np.testing.assert_array_equal(PackedStore(tmp_path).gather(np.arange(23))[0], samples)
+
+
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     def full(*_args, **_options):
         raise OSError(28, "No space left on device")
@@ -252,6 +294,8 @@ def test_a_shard_in_fortrans_order_is_refused(tmp_path):
         ({"shards": [{"file": "latents-00000.npy"}]}, "'bytes'"),
         ({"shards": [3]}, "not an index"),
         ({"labels": None}, "'labels'"),
+        ({"skipped": [1]}, "'skipped'"),
+        ({"extraction": []}, "'extraction'"),
         ({"labels": {"file": "../labels.npy", "bytes": 1, "sha256": ""}}, "'file'"),
     ],
 )
@@ -302,43 +346,3 @@ def test_rows_that_are_not_finite_are_found_in_every_dtype_and_memory_order(dtyp
     latents[1, 0, 1, 1] = latents[3, 0, 0, 0] = value
     for view in (latents, latents[..., ::-1], np.asfortranarray(latents)):
         assert non_finite_rows(view).tolist() == [1, 3]
-
-
-def write_sparse(folder, count, shape=(4, 32, 32), shard_size=16_384):
-    """Write a store of zeros that takes no space."""
-    folder.mkdir()
-    index = new_index(sample_shape=shape, num_classes=1000)
-    for number in range(-(-count // shard_size)):
-        path, length = folder / f"latents-{number:05d}.npy", min(shard_size, count - number * shard_size)
-        np.lib.format.open_memmap(path, "w+", np.float16, (length, *shape))
-        index["shards"].append({"length": length, "file": path.name, "bytes": path.stat().st_size, "sha256": "0" * 64})
-    write_index(folder, index, np.arange(count) % 1000)
-
-
-LOOK = """
-import sys, time
-from pathlib import Path
-import numpy as np
-from paddle_dit.data.source import open_source
-
-start = time.process_time()
-source = open_source(sys.argv[1])
-seconds = time.process_time() - start
-indices = np.linspace(0, len(source) - 1, 256).astype(np.int64)
-assert source.gather(indices)[1].tolist() == (indices % 1000).tolist()
-status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-print(seconds, int(status["RssAnon"].split()[0]) / 1024)
-"""
-
-
-@pytest.mark.slow
-def test_a_store_of_imagenets_size_opens_at_once_and_takes_no_memory_but_its_labels(tmp_path, run_command):
-    found = {}
-    for count in (10_000, 1_281_167):
-        write_sparse(tmp_path / str(count), count)
-        result = run_command("-c", LOOK, tmp_path / str(count))
-        assert result.returncode == 0, result.stderr
-        found[count] = [float(value) for value in result.stdout.split()]
-    seconds, memory = found[1_281_167]
-    assert seconds < 1
-    assert memory - found[10_000][1] < 2 * 8 * 1_281_167 / 2**20  # MiB: labels are int64, and are checked once

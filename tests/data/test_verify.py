@@ -82,6 +82,24 @@ def test_faults_that_the_sums_vouch_for_are_found(tmp_path):
     assert "labels.npy has labels outside [0, 5) for sample 6;" in told
 
 
+def test_a_shard_that_the_index_does_not_name_is_named(tmp_path):
+    write_store(tmp_path)
+    (tmp_path / "latents-00003.npy").write_bytes((tmp_path / "latents-00001.npy").read_bytes())
+    (tmp_path / "preview.png").write_bytes(b"mine")
+    told = problems_of(tmp_path)
+    assert len(told) == 1
+    assert "latents-00003.npy is not named in index.json, so nothing reads it: of another run, or left over" in told[0]
+
+
+def test_a_store_half_written_is_no_damaged_one(tmp_path):
+    write_store(tmp_path)
+    (tmp_path / "index.json").rename(tmp_path / "plan.json")
+    with pytest.raises(
+        DataError, match="holds a store half written: run the command that began it again, which continu"
+    ):
+        open_check(tmp_path)
+
+
 def test_labels_that_are_no_classes_are_not_counted(tmp_path):
     write_store(tmp_path)
     rewrite(tmp_path, "labels.npy", np.where(np.arange(23) < 20, 3, 1 << 40))

@@ -13,6 +13,8 @@ __all__ = [
     "TRAINER",
     "assert_same",
     "checkpoints",
+    "errors_in",
+    "fill",
     "flags_of",
     "losses",
     "run",
@@ -60,6 +62,18 @@ def wait_for(condition, seconds, what="it"):
     found = launches.wait_for(condition, seconds)
     assert found, f"{what} did not happen within {seconds} s"
     return found
+
+
+def errors_in(text):
+    """Return the lines that a command ends with where something must be mended."""
+    return [line for line in text.splitlines() if line.startswith("error:")]
+
+
+def fill(path):
+    """Write a file until nothing more fits."""
+    with path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
 
 
 def losses(folder, name="loss"):

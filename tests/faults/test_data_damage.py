@@ -130,6 +130,10 @@ def test_a_file_of_another_store_of_the_same_form_is_found(store, tmp_path, name
     told = "\n".join(verdict(store))
     for file in FILES[:-1] if name == "index.json" else [name]:
         assert file in told
+    assert re.search(
+        rf"{'labels.npy' if name == 'index.json' else name} is not the file that index.json describes: of another run",
+        refusal(store),
+    )
 
 
 def test_labels_of_a_store_with_more_classes_are_refused_at_opening(store, tmp_path):
@@ -158,7 +162,9 @@ def test_a_damaged_pair_is_named_if_its_bytes_can_tell(tmp_path, name, damage):
 def nan_when_mirrored(folder):
     write_store(folder)
     for number in range(3):
-        np.load(folder / f"latents_flip-0000{number}.npy", mmap_mode="r+")[:, 0, 0, 0] = np.nan
+        np.load(folder / f"latents_flip-0000{number}.npy", mmap_mode="r+")[1:, 0, 0, 0] = (
+            np.nan
+        )  # opening looks at the first
 
 
 def damaged(name, damage):

@@ -12,7 +12,19 @@ from paddle_dit import checkpoint as checkpoints_of
 from paddle_dit.checkpoint import newest_checkpoint, open_checkpoint
 from paddle_dit.errors import CheckpointError
 from paddle_dit.training import saving
-from tests.faults.runs import TRAIN, TRAINER, checkpoints, flags_of, losses, run, start, wait_for, wrapped
+from tests.faults.runs import (
+    TRAIN,
+    TRAINER,
+    checkpoints,
+    errors_in,
+    fill,
+    flags_of,
+    losses,
+    run,
+    start,
+    wait_for,
+    wrapped,
+)
 from tests.faults.test_checkpoint_damage import train_here
 from tests.faults.test_signals import leftovers
 
@@ -41,10 +53,6 @@ checkpoint._check_space = filled
 """
 
 
-def errors_in(text):
-    return [line for line in text.splitlines() if line.startswith("error:")]
-
-
 def assert_one_line(text, told):
     """All ranks say the same in one line, and nothing else that looks like an error."""
     lines = {re.sub("^error: (rank 0: )?", "", line) for line in errors_in(text)}
@@ -58,26 +66,6 @@ def assert_last_is_whole(folder, step):
     assert newest_checkpoint(folder, lambda line: pytest.fail(line)).step == step
     assert leftovers(folder) == []
     assert not list(folder.rglob("*.partial"))
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Return a function that mounts a disk of some MiB, and the same read-only; unmounted at the end."""
-    folder = tmp_path / "disk"
-
-    def mount(mib, *options):
-        folder.mkdir(exist_ok=True)
-        command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={mib}m", *options]), "tmpfs", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
-        return folder
-
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("a small disk can be mounted by root alone")
-    yield mount
-    if os.path.ismount(folder):
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def size_of(folder):
@@ -143,13 +131,6 @@ def test_a_file_that_may_not_grow_is_as_a_full_disk(store, tmp_path, script, pro
     assert_one_line(text, "cannot write .*checkpoint-6: .*File too large.*; earlier checkpoints are whole")
     assert_last_is_whole(folder, 3)
     assert max(losses(folder)) < (30 if in_background else 7), "the failure is raised at the next step's boundary"
-
-
-def fill(path):
-    """Write a file until nothing more fits."""
-    with path.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
 
 
 def test_a_run_outlives_a_disk_that_cannot_take_a_line_of_its_log(store, small_disk, tmp_path):

@@ -7,15 +7,12 @@ import shutil
 import signal
 import time
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from paddle_dit.data.digits import DIGIT_NAMES, enlarge, load_digits
 from paddle_dit.data.verify import open_check
 from paddle_dit.training.signals import STOPPED
-from tests.faults.runs import run, start, wait_for
-from tests.faults.test_disk import errors_in, fill, small_disk  # noqa: F401  a fixture
+from tests.digit_images import write_digit_images
+from tests.faults.runs import errors_in, fill, run, start, wait_for
 
 SCRIPT = "scripts/extract_features.py"
 COUNT, SHARD = 400, 40
@@ -25,14 +22,7 @@ BEGUN = ".extraction.json"
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """Write digits as PNG files, a folder for each class."""
-    root = tmp_path_factory.mktemp("images") / "digits"
-    digits, labels = load_digits("train")
-    pixels = np.round((enlarge(digits[:COUNT], 32) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
-    for number, (picture, label) in enumerate(zip(pixels, labels, strict=False)):
-        path = root / DIGIT_NAMES[int(label)] / f"{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
-    return root
+    return write_digit_images(tmp_path_factory.mktemp("images") / "digits", COUNT, numbered=False)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +178,7 @@ def test_a_signal_stops_between_batches_and_leaves_nothing_half_written(images, 
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_disk_that_fills_is_one_line_and_the_same_command_goes_on(images, whole, small_disk, tmp_path, processes):  # noqa: F811
+def test_a_disk_that_fills_is_one_line_and_the_same_command_goes_on(images, whole, small_disk, tmp_path, processes):
     folder = small_disk(4) / "store"
     with start(SCRIPT, processes, *flags(images, folder), log=tmp_path / "log") as launch:
         wait_for(lambda: finished_so_far(folder), 60, "a finished shard")
@@ -207,7 +197,7 @@ def test_a_disk_that_fills_is_one_line_and_the_same_command_goes_on(images, whol
 
 
 @pytest.mark.slow
-def test_a_disk_without_enough_space_is_noticed_before_anything_is_written(images, small_disk, tmp_path):  # noqa: F811
+def test_a_disk_without_enough_space_is_noticed_before_anything_is_written(images, small_disk, tmp_path):
     folder = small_disk(1) / "deep" / "store"
     with pytest.raises(OSError, match="No space left"):
         fill(folder.parents[1] / "another's")

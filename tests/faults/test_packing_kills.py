@@ -1,6 +1,8 @@
 """scripts/pack_features.py killed again and again, both ways: it goes on, and the end is that of an unbroken run."""
 
+import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from ..conftest import ROOT
+from tests.conftest import ROOT
+from tests.faults.runs import errors_in, fill
 
 SHAPE, COUNT, SHARD = (4, 8, 8), 3000, 100
 
@@ -105,6 +108,31 @@ def test_packing_killed_at_random_moments_ends_with_the_same_bytes(source, tmp_p
     assert tree(end) == tree(whole)
     assert sorted(path.name for path in end.iterdir()) == sorted(path.name for path in whole.iterdir())
     assert "holds 3,000 latents" in said
+
+
+@pytest.mark.parametrize("start", ["pairs", "store"])
+def test_a_disk_that_fills_is_one_line_and_the_same_command_goes_on(source, small_disk, tmp_path, start):
+    whole = tmp_path / "whole"
+    pack(source / start, whole)
+    disk = small_disk(32)
+    with pytest.raises(OSError, match="No space left"):
+        fill(disk / "another's")
+    blocks = sum(path.stat().st_blocks for path in whole.rglob("*") if path.is_file())
+    os.truncate(disk / "another's", (disk / "another's").stat().st_size - int(0.7 * 512 * blocks))
+    end, arguments = disk / "end", command(source / start, disk / "end", *flags_of(source / start))
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    (told,) = errors_in(result.stderr)
+    assert re.match(f"error: cannot write {end}.*: No space left on device; free some space", told), told
+    assert (end / "plan.json").exists()
+    written = {path: path.stat().st_mtime_ns for path in end.rglob("*.npy")}
+    assert len(written) > 0.6 * len(list(whole.rglob("*.npy")))
+    (disk / "another's").unlink()
+    pack(source / start, end)
+    assert tree(end) == tree(whole)
+    if start == "pairs":
+        assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
 def test_a_second_one_at_the_same_time_is_refused_and_harms_nothing(source, tmp_path):

@@ -1,105 +1,25 @@
-"""The VAE is found, checked and loaded without trusting its files, and its conventions are the paper's."""
-
-import json
-import pickle
-import shutil
-import signal
-import subprocess
-import sys
+"""Images become latents and latents images by the paper's conventions, whatever the VAE, its scale and the size."""
 
 import numpy as np
 import paddle
 import pytest
 
-from paddle_dit.errors import CheckpointError, ConfigError, ConversionError
-from paddle_dit.models.vae import VaeFiles, check_fits, decode, encode, find_vae, load_vae
-from tests.conftest import ROOT
-
-
-@pytest.fixture(scope="module")
-def vae():
-    from ppdiffusers import AutoencoderKL
-
-    paddle.seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(**blocks, block_out_channels=(8, 8), norm_num_groups=4, sample_size=16, scaling_factor=0.5)
-    vae.eval()
-    return vae
-
-
-def same_weights(left, right):
-    return all(
-        np.array_equal(left.state_dict()[name].numpy(), right.state_dict()[name].numpy()) for name in left.state_dict()
-    )
-
-
-@pytest.mark.parametrize("safe", [True, False])
-def test_folder_and_pipeline_folder(vae, tmp_path, safe):
-    vae.save_pretrained(str(tmp_path / "pipe" / "vae"), safe_serialization=safe)
-    for path in (tmp_path / "pipe", tmp_path / "pipe" / "vae"):
-        loaded = load_vae(path)
-        assert not loaded.training
-        assert loaded.config.scaling_factor == 0.5
-        assert same_weights(loaded, vae)
-
-
-def test_hub_name_is_taken_from_the_cache_or_explained(vae, tmp_path, monkeypatch):
-    monkeypatch.setattr("ppdiffusers.utils.PPDIFFUSERS_CACHE", str(tmp_path))
-    monkeypatch.setattr("ppdiffusers.utils._get_model_file", lambda *_, **__: (_ for _ in ()).throw(OSError))
-    with pytest.raises(
-        ConversionError, match=r"place config.json and diffusion_paddle_model.safetensors or model_state"
-    ):
-        load_vae("someone/some-vae")
-    vae.save_pretrained(str(tmp_path / "someone" / "some-vae"))
-    assert same_weights(load_vae("someone/some-vae"), vae)
-
-
-def test_old_attention_names(vae, tmp_path):
-    vae.save_pretrained(str(tmp_path), safe_serialization=False)
-    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    path = tmp_path / "model_state.pdparams"
-    tensors = {name: tensor.numpy() for name, tensor in vae.state_dict().items()}
-    for new, name in old.items():
-        tensors = {
-            key.replace(f"attentions.0.{new}.", f"attentions.0.{name}."): value for key, value in tensors.items()
-        }
-    assert any("query" in name for name in tensors)
-    paddle.save(tensors, str(path))
-    assert same_weights(load_vae(tmp_path), vae)
-
-
-def test_a_malicious_pickle_is_not_run(vae, tmp_path):
-    vae.save_pretrained(str(tmp_path / "vae"), safe_serialization=False)
-    call = f"cos\nmkdir\n(V{tmp_path / 'made'}\ntR."
-    (tmp_path / "vae" / "model_state.pdparams").write_bytes(call.encode())
-    with pytest.raises(ConversionError, match=r"os.mkdir"):
-        load_vae(tmp_path / "vae")
-    assert not (tmp_path / "made").exists()
-    pickle.loads(call.encode())
-    assert (tmp_path / "made").exists()
-
-
-def test_what_is_no_vae_is_said(vae, tmp_path):
-    with pytest.raises(ConversionError, match="no such VAE folder"):
-        load_vae(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ConversionError, match=r"holds no VAE; place config\.json"):
-        load_vae(tmp_path / "empty")
-    vae.save_pretrained(str(tmp_path / "vae"))
-    config = json.loads((tmp_path / "vae" / "config.json").read_text())
-    for change, message in (
-        ({"_class_name": "UNet2DModel"}, "UNet2DModel, not an AutoencoderKL"),
-        ({"block_out_channels": "wide"}, "does not describe an AutoencoderKL"),
-    ):
-        (tmp_path / "vae" / "config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(ConversionError, match=message):
-            load_vae(tmp_path / "vae")
-    (tmp_path / "vae" / "config.json").write_text(json.dumps({**config, "block_out_channels": [8, 12]}))
-    with pytest.raises(CheckpointError, match="another model's weights"):
-        load_vae(tmp_path / "vae")
-    shutil.move(tmp_path / "vae" / "diffusion_paddle_model.safetensors", tmp_path / "elsewhere")
-    with pytest.raises(ConversionError, match="holds no weights"):
-        load_vae(tmp_path / "vae")
+from paddle_dit.data.digits import enlarge, load_digits
+from paddle_dit.errors import ConfigError
+from paddle_dit.half_precision import GuardedPrecision
+from paddle_dit.models.vae import (
+    LARGEST_TILE,
+    check_fits,
+    decode,
+    encode,
+    find_vae,
+    fit_vae,
+    load_vae,
+    moments,
+    normalized,
+)
+from tests.half_precision import overflow_in, use_float16_weights
+from tests.models.conftest import make_vae
 
 
 def test_encode_scales_the_mean_or_a_draw(vae):
@@ -139,135 +59,138 @@ def test_another_scale_than_the_training_latents(vae):
         check_fits(vae, 4, {"name": "other", "scaling_factor": 0.18215})
 
 
-def test_the_projects_own_vae_is_found_from_anywhere_and_a_nearer_one_first(vae, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert load_vae("data/digits_vae").config.scaling_factor != 0.5
-    vae.save_pretrained(str(tmp_path / "data" / "digits_vae"))
-    assert load_vae("data/digits_vae").config.scaling_factor == 0.5
-
-
-@pytest.mark.parametrize("name", ["data/nowhere", "./nowhere", "../nowhere", "/nowhere", "some/where/else", "nowhere"])
-def test_what_looks_like_a_folder_is_not_downloaded(name, monkeypatch):
-    monkeypatch.setattr("paddle_dit.models.vae._download", lambda name: pytest.fail(f"downloads {name}"))
-    with pytest.raises(ConversionError, match=f"no such VAE folder: {name}"):
-        load_vae(name)
-
-
-def test_its_files_tell_what_it_makes_of_images_before_it_is_loaded(vae, tmp_path):
-    vae.save_pretrained(str(tmp_path / "pipe" / "vae"))
-    found = find_vae(tmp_path / "pipe")
-    assert found == VaeFiles(str(tmp_path / "pipe"), 4, 2, 0.5, found.fingerprint)
-    assert find_vae(tmp_path / "pipe", fingerprint=False).fingerprint == ""
-    digits = find_vae("data/digits_vae")
-    assert (digits.latent_channels, digits.factor, digits.scaling_factor) == (4, 4, 0.9859727621078491)
-
-
-def test_a_fingerprint_is_of_weights_and_scale_not_of_the_name(vae, tmp_path):
-    for name in ("one", "two"):
-        vae.save_pretrained(str(tmp_path / name))
-    one = find_vae(tmp_path / "one").fingerprint
-    assert find_vae(tmp_path / "two").fingerprint == one
-    path = tmp_path / "two" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "scaling_factor": 0.25}))
-    assert find_vae(tmp_path / "two").fingerprint != one
-    shutil.copytree(tmp_path / "one", tmp_path / "three")
-    weights = tmp_path / "three" / "diffusion_paddle_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
-    assert find_vae(tmp_path / "three").fingerprint != one
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"_class_name": "UNet2DModel"}, "UNet2DModel, not an AutoencoderKL"),
-        ({"block_out_channels": 8}, "does not describe an AutoencoderKL"),
-        ({"block_out_channels": []}, "does not describe an AutoencoderKL"),
-        ({"latent_channels": "4"}, "does not describe an AutoencoderKL"),
-        ({"scaling_factor": None}, "does not describe an AutoencoderKL"),
-        ({"scaling_factor": 0}, "does not describe an AutoencoderKL"),
-        ({"in_channels": 1}, "takes images of 1 channels; give a VAE for RGB images"),
-    ],
-)
-def test_files_that_cannot_encode_images_are_refused_unloaded(vae, tmp_path, change, message):
-    vae.save_pretrained(str(tmp_path))
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(ConversionError, match=message):
-        find_vae(tmp_path)
-
-
-def test_files_without_weights_are_refused_unloaded(vae, tmp_path):
-    vae.save_pretrained(str(tmp_path))
-    (tmp_path / "diffusion_paddle_model.safetensors").unlink()
-    with pytest.raises(ConversionError, match=r"holds no weights; place diffusion_paddle_model\.safetensors or"):
-        find_vae(tmp_path)
-
-
-def test_loading_changes_no_random_numbers(vae, tmp_path):
-    vae.save_pretrained(str(tmp_path))
-    paddle.seed(5)
-    expected = paddle.randn([4]).numpy()
-    paddle.seed(5)
-    load_vae(tmp_path)
-    np.testing.assert_array_equal(paddle.randn([4]).numpy(), expected)
-
-
-LOADS = """
-import signal
-import paddle  # which has handlers of its own
-signal.signal(signal.SIGTERM, lambda *_: print("ours", flush=True))
-from paddle_dit.models.vae import load_vae
-load_vae("data/digits_vae")
-signal.raise_signal(signal.SIGTERM)
-"""
-
-
-def test_loading_leaves_the_handlers_of_signals(run_command, tmp_path):
-    (tmp_path / "loads.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{LOADS}")
-    result = run_command(tmp_path / "loads.py")
-    assert (result.returncode, result.stdout.splitlines()[-1:]) == (0, ["ours"]), result.stderr
-
-
 def test_a_tensor_is_encoded_as_an_array_is(vae):
     images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 16, 16)).astype(np.float32)
     np.testing.assert_array_equal(encode(vae, paddle.to_tensor(images)), encode(vae, images))
 
 
-HOLDS = """
-import sys
-from pathlib import Path
-from paddle_dit.models import vae
-with vae._one_at_a_time(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+@pytest.mark.parametrize(
+    ("blocks", "channels", "options"), [(1, 3, {}), (3, 16, {}), (2, 16, {"use_quant_conv": False})]
+)
+def test_any_number_of_channels_and_blocks(tmp_path, blocks, channels, options):
+    if options:  # as the VAEs of 16 channels that are around
+        options |= {"use_post_quant_conv": False, "shift_factor": 0.0609}
+    made = make_vae(blocks, latent_channels=channels, **options)
+    made.save_pretrained(str(tmp_path))
+    vae, found = load_vae(tmp_path), find_vae(tmp_path)
+    assert (found.latent_channels, found.factor) == (channels, 2 ** (blocks - 1))
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 16, 24)).astype(np.float32)
+    latents = encode(vae, images)
+    assert latents.shape == (2, channels, 16 // found.factor, 24 // found.factor)
+    assert decode(vae, latents).shape == decode(vae, latents, tile=4).shape == (2, 16, 24, 3)
+    with pytest.raises(ConfigError, match=f"the VAE's latents have {channels} channels, the model's 4; give the VAE"):
+        fit_vae(vae, 4)
 
 
-class InterruptedWaiting(Exception):
-    """Raised by an alarm."""
+def test_another_scaling_factor_than_the_configs_may_be_asked_for(vae, tmp_path):
+    vae.save_pretrained(str(tmp_path))
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 16, 16)).astype(np.float32)
+    asked = load_vae(tmp_path, 0.25)
+    np.testing.assert_array_equal(encode(asked, images), encode(vae, images) / 2)
+    np.testing.assert_array_equal(decode(asked, encode(asked, images)), decode(vae, encode(vae, images)))
+    plain, other = find_vae(tmp_path), find_vae(tmp_path, 0.25)
+    assert (other.scaling_factor, other.config_scaling_factor) == (0.25, 0.5)
+    assert plain.fingerprint != other.fingerprint
+    assert plain == find_vae(tmp_path, 0.5)
+    record = {"name": str(tmp_path), "scaling_factor": 0.5, "image_size": 64}
+    assert plain.record(64) == record
+    assert other.record(64) == record | {"scaling_factor": 0.25, "config_scaling_factor": 0.5}
+    for factor in (0, -1, float("nan"), float("inf")):
+        for look in (find_vae, load_vae):
+            with pytest.raises(ConfigError, match=r"scaling factor must be above 0 and at most 1,000,000, got"):
+                look(tmp_path, factor)
 
 
-def test_the_ranks_of_a_machine_look_for_a_model_one_after_another(vae, tmp_path, monkeypatch):
-    monkeypatch.setattr("ppdiffusers.utils.PPDIFFUSERS_CACHE", str(tmp_path))
-    vae.save_pretrained(str(tmp_path / "someone" / "some-vae"))
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
-    with subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], **pipes) as other:
-        assert other.stdout.readline() == "held\n"
+def test_latents_are_divided_by_what_they_were_multiplied_by(vae, tmp_path):
+    vae.save_pretrained(str(tmp_path / "vae"))
+    trained, latents = find_vae(tmp_path / "vae", 0.25).record(64), np.ones((1, 4, 8, 8), np.float32)
+    fitted = load_vae(tmp_path / "vae")
+    expected = decode(load_vae(tmp_path / "vae", 0.25), latents)
+    assert np.abs(decode(fitted, latents).astype(int) - expected).max() > 1
+    for _ in range(2):  # the second finds the factor that was used
+        fit_vae(fitted, 4, trained)
+        np.testing.assert_array_equal(decode(fitted, latents), expected)
+    fitted.save_pretrained(str(tmp_path / "saved"))
+    assert find_vae(tmp_path / "saved").scaling_factor == 0.25
+    for known in (None, {"name": "v"}, {"scaling_factor": 0.50001}):
+        plain = load_vae(tmp_path / "vae")
+        fit_vae(plain, 4, known)
+        assert plain.config.scaling_factor == 0.5
+    with pytest.raises(ConfigError, match=r"scales latents by 0\.1, the one .*vae\) by 0\.5; give that one with --vae"):
+        fit_vae(load_vae(tmp_path / "vae", 0.1), 4, trained)
+    for damage in ({"scaling_factor": "much"}, {"config_scaling_factor": None}):
+        with pytest.raises(ConfigError, match="is no scaling factor; restore it"):
+            fit_vae(load_vae(tmp_path / "vae"), 4, trained | damage)
 
-        def late(*_):
-            raise InterruptedWaiting
 
-        former = signal.signal(signal.SIGALRM, late)
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
-        with pytest.raises(InterruptedWaiting):
-            find_vae("someone/some-vae")
-        signal.signal(signal.SIGALRM, former)
-        other.stdin.close()
-        assert find_vae("someone/some-vae").factor == 2
+def test_pixels_become_what_a_division_of_them_is():
+    pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    expected = pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1
+    np.testing.assert_array_equal(normalized(pixels).numpy(), expected)
 
 
-def test_a_cache_that_cannot_be_written_can_be_read(vae, tmp_path, monkeypatch):
-    monkeypatch.setattr("ppdiffusers.utils.PPDIFFUSERS_CACHE", str(tmp_path))
-    vae.save_pretrained(str(tmp_path / "someone" / "some-vae"))
-    (tmp_path / ".paddle_dit.lock").mkdir()  # cannot be opened, by root either
-    assert find_vae("someone/some-vae").factor == 2
+def test_log_variances_are_clamped_as_the_vaes_own(vae):
+    wide = make_vae()
+    wide.quant_conv.bias.set_value(np.float32([0, 0, 0, 0, 50, -50, 0, 0]))
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 16, 16)).astype(np.float32)
+    with paddle.no_grad():
+        posterior = wide.encode(paddle.to_tensor(images)).latent_dist
+    mean, log_variance = moments(wide, images)
+    np.testing.assert_array_equal(mean, posterior.mean.numpy())
+    np.testing.assert_array_equal(log_variance, posterior.logvar.numpy())
+    assert (log_variance.min(), log_variance.max()) == (-30, 20)
+
+
+@pytest.mark.parametrize("channel", [0, 4])  # of a mean; of a log-variance, which clamped would look finite
+def test_what_float16_cannot_hold_is_encoded_and_decoded_in_float32(monkeypatch, channel):
+    vae, said = make_vae(), []
+    latents = np.random.default_rng(0).standard_normal((3, 4, 8, 8), dtype=np.float32)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 16, 16)).astype(np.float32)
+    use_float16_weights(monkeypatch, lambda: vae)
+    precision = GuardedPrecision("fp16", "this VAE", said.append)
+    narrow, wide = moments(vae, images, precision)[0], moments(vae, images)[0]
+    assert 0 < np.abs(narrow - wide).max() < 0.01
+    assert np.abs(decode(vae, latents, precision=precision).astype(int) - decode(vae, latents)).max() <= 2
+    assert not said
+    overflow_in(vae.decoder.conv_out.bias)
+    bias = np.zeros(8, np.float32)
+    bias[channel] = 1e5
+    vae.quant_conv.bias.set_value(bias)
+    np.testing.assert_array_equal(moments(vae, images, precision), moments(vae, images))
+    for tile in (8, 4):
+        whole = decode(vae, latents, 2, tile=tile)
+        np.testing.assert_array_equal(decode(vae, latents, 2, precision=precision, tile=tile), whole)
+    assert said == ["fp16 overflows in this VAE: such batches are computed in float32; bf16 has float32's range"]
+    assert precision.overflows == 1 + 2 + 3 * 9
+
+
+@pytest.fixture(scope="module")
+def page():
+    """Return the digits' VAE, and the latents of 6 x 6 of them as one image."""
+    vae = load_vae("data/digits_vae")
+    digits = enlarge(load_digits("train")[0][:36], 32).reshape(6, 6, 3, 32, 32)
+    return vae, encode(vae, digits.transpose(2, 0, 3, 1, 4).reshape(1, 3, 192, 192))
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 48), (37, 48), (48, 33)])
+def test_tiles_are_nearly_the_whole_and_leave_no_seams(page, height, width):
+    vae, latents = page[0], page[1][:, :, :height, :width]
+    whole, tiled = (decode(vae, latents, tile=tile).astype(float) for tile in (64, 32))
+    assert tiled.shape == whole.shape == (1, 4 * height, 4 * width, 3)
+    difference = np.abs(tiled - whole)  # GroupNorm and attention see a tile, not the page
+    assert 0 < difference.mean() < 6
+    assert difference.max() < 40
+    for axis in (1, 2):
+        jumps = np.abs(np.diff(tiled - whole, axis=axis)).mean(axis=(0, 3 - axis, 3))
+        assert jumps.max() < 4
+
+
+def test_larger_latents_than_a_tile_are_decoded_in_tiles_one_by_one(vae, monkeypatch):
+    latents = np.random.default_rng(0).standard_normal((2, 4, 2, LARGEST_TILE + 1), dtype=np.float32)
+    seen, whole = [], vae.decoder.forward
+    monkeypatch.setattr(vae.decoder, "forward", lambda z: seen.append(z.shape) or whole(z))
+    decode(vae, latents[..., 1:])
+    assert seen == [[2, 4, 2, LARGEST_TILE]]
+    seen.clear()
+    assert decode(vae, latents).shape == (2, 4, 2 * LARGEST_TILE + 2, 3)
+    assert seen == 4 * [[1, 4, 2, (LARGEST_TILE + 1 + LARGEST_TILE // 4 + 1) // 2]]

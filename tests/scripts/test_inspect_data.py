@@ -1,11 +1,14 @@
 """scripts/inspect_data.py as a process: what it says of a data set, and the picture."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from paddle_dit.data.inspection import Statistics
 from paddle_dit.data.store import StoreWriter
+from tests.digit_images import SIZE, VAE, write_digit_images
 
 SCRIPT = "scripts/inspect_data.py"
 
@@ -57,6 +60,81 @@ def test_a_store_is_told_in_full_and_without_paddle(run_command, tmp_path):
     assert "have a std of 0.9" in result.stdout or "have a std of 1.0" in result.stdout
     assert "0.5 is on record" in result.stdout
     assert "warning" not in result.stdout
+
+
+def test_what_an_extraction_knows_is_told(run_command, tmp_path):
+    images = write_digit_images(tmp_path / "digits", 40)
+    for path in sorted(images.rglob("*.png"))[::6]:
+        path.write_bytes(b"")
+    flags = ["--data-path", images, "--features-path", tmp_path / "store", "--image-size", SIZE, "--vae", VAE]
+    result = run_command("scripts/extract_features.py", *flags, "--on-error", "skip", "--seed", 7)
+    assert result.returncode == 0, result.stderr
+    rows = {name: value.strip() for name, value in rows_of(run_command(SCRIPT, tmp_path / "store")).items()}
+    known = json.loads((tmp_path / "store" / "index.json").read_text())["extraction"]
+    assert rows["made from"] == "images digits"
+    assert rows["extraction"] == (
+        "seed 7, batch size 32, shard size 8192, precision fp32, device cpu, threads 1, paths and labels "
+        f"{known['images'][:16]}…"
+    )
+    broken = [str(path.relative_to(images)) for path in sorted(images.rglob("*.png"))[::6]]
+    assert rows["skipped"] == f"7 that could not be read: {', '.join(broken[:5])}, …"
+    assert rows["stored as"] == "float16 [4, 8, 8], of 32-pixel images"
+    assert rows["VAE"] == f"{VAE}, weights {known['vae'][:16]}…"
+
+
+def write_images(root):
+    """Write nine images of three classes, one file that is none and one broken image."""
+    for number in range(9):
+        path = root / "abc"[min(number // 4, 2)] / f"{number}.{'jpg' if number == 8 else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L" if number == 3 else "RGB", (20 + number, 30)).save(path)
+    (root / "a" / "notes.txt").write_text("mine")
+    (root / "b" / "broken.png").write_bytes(b"no picture")
+    return root
+
+
+def test_images_are_told_without_reading_their_pixels(run_command, tmp_path):
+    root = write_images(tmp_path / "images")
+    size = sum(path.stat().st_size for path in root.rglob("*.*g"))
+    rows = {name: value.strip() for name, value in rows_of(run_command(SCRIPT, root)).items()}
+    assert rows == {
+        "data": f"images in {root}, a folder per class",
+        "images": "10 (.png: 9, .jpg: 1), and 1 other files",
+        "size on disk": f"{size:,} bytes (0.00 GiB)",
+        "pixels": "20 to 28 wide, 30 to 30 high, of 9 images",
+        "modes": "RGB: 8, L: 1",
+        "broken": "1 cannot be opened: b/broken.png",
+        "classes": "3 of 3 occur",
+        "most often": "1 b: 5, 0 a: 4, 2 c: 1",
+    }
+    result = run_command(SCRIPT, root, "--decode", 3)
+    assert (result.returncode, result.stderr) == (
+        2,
+        f"error: {root} holds images; --decode shows latents, leave it out\n",
+    )
+
+
+def test_a_table_of_labels_and_a_single_class_are_told(run_command, tmp_path):
+    root = write_images(tmp_path / "images")
+    paths = [str(path.relative_to(root)) for path in root.rglob("*.*g")]
+    (root / "labels.csv").write_text("\n".join(["file,label", *(f"{path},3" for path in paths)]))
+    result = run_command(SCRIPT, root)
+    rows = {name: value.strip() for name, value in rows_of(result).items()}
+    assert rows["data"] == f"images in {root}, classes in labels.csv"
+    assert (rows["classes"], rows["most often"], rows["without samples"]) == ("1 of 4 occur", "3 3: 10", "0, 1, 2")
+    assert result.stdout.splitlines()[-1].startswith(f"{root} has one class only, '3'")
+
+
+def test_of_many_images_some_are_opened_unless_all_are_asked_for(run_command, tmp_path):
+    root = write_digit_images(tmp_path / "images", 450)
+    broken = sorted(root.rglob("*.png"))[1]  # between those that are looked at
+    broken.write_bytes(b"")
+    rows = rows_of(run_command(SCRIPT, root))
+    assert rows["pixels"].endswith("of 150 images, evenly spaced")
+    assert "broken" not in rows
+    rows = rows_of(run_command(SCRIPT, root, "--all"))
+    assert rows["pixels"].endswith("of 449 images")
+    assert rows["broken"].endswith(str(broken.relative_to(root)))
 
 
 def test_pairs_are_told_and_what_they_do_not_say_is_left_open(run_command, tmp_path):

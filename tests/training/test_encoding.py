@@ -1,7 +1,5 @@
 """Latents of images are made within training as nothing else in it notices, in any precision."""
 
-import contextlib
-
 import numpy as np
 import paddle
 import pytest
@@ -12,6 +10,7 @@ from paddle_dit.randomness import Stream, generator
 from paddle_dit.training.encoding import Encoder
 from paddle_dit.training.precision import Precision
 from tests.digit_images import SIZE, VAE
+from tests.half_precision import overflow_in, use_float16_weights
 
 INFO = ModelInfo(DiTConfig(sample_size=8, hidden_size=48, depth=1, num_heads=4), None, {"name": VAE})
 
@@ -51,21 +50,23 @@ def test_encoding_leaves_no_trace_in_training(encoder):
     assert all(weight.grad is None for weight in encoder.vae.parameters())
 
 
-def test_what_half_precision_cannot_hold_is_encoded_in_float32(encoder):
-    class Overflowing(Precision):
-        """Half precision whose numbers are all too large, for there is none on the CPU."""
-
-        @contextlib.contextmanager
-        def autocast(self):
-            weight = narrow.vae.quant_conv.weight
-            former = weight.numpy()
-            weight.set_value(np.full_like(former, np.inf))
-            yield
-            weight.set_value(former)
-
-    told = []
-    narrow = Encoder(INFO, 7, Overflowing("fp16"), told.append)
-    images, positions = pixels(20), np.arange(20)
+def test_what_half_precision_cannot_hold_is_encoded_in_float32(encoder, monkeypatch):
+    told, images, positions = [], pixels(20), np.arange(20)
+    use_float16_weights(monkeypatch, lambda: narrow.vae)
+    narrow = Encoder(INFO, 7, Precision("fp16"), told.append)
+    assert 0 < np.abs(narrow(images, 0, positions) - encoder(images, 0, positions)).max() < 0.1
+    assert told == []
+    wide = Encoder(INFO, 7, Precision())
+    for one in (narrow, wide):
+        overflow_in(one.vae.quant_conv.bias)
     for step in (0, 1):
-        np.testing.assert_array_equal(narrow(images, step, positions), encoder(images, step, positions))
-    assert told == ["fp16 overflows in this VAE: such images are encoded in float32"]
+        np.testing.assert_array_equal(narrow(images, step, positions), wide(images, step, positions))
+    assert told == ["fp16 overflows in this VAE: such batches are computed in float32; bf16 has float32's range"]
+
+
+def test_latents_are_multiplied_by_what_the_model_was_told(encoder):
+    own = encoder.vae.config.scaling_factor
+    told = {"name": VAE, "scaling_factor": own / 2, "config_scaling_factor": own}
+    other = Encoder(ModelInfo(INFO.config, None, told), 7, Precision())
+    images, positions = pixels(2), np.arange(2)
+    np.testing.assert_allclose(other(images, 0, positions), encoder(images, 0, positions) / 2, rtol=1e-6)

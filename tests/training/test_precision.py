@@ -152,11 +152,11 @@ def test_the_loss_of_a_half_precision_model_is_float32(tiny_config, dtype):
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("level", ["O1", "O2"])
 def test_half_precision_is_refused_on_the_cpu(dtype, level, monkeypatch):
-    monkeypatch.setattr("paddle_dit.training.precision.has_gpu", lambda: False)
+    monkeypatch.setattr("paddle_dit.half_precision.has_gpu", lambda: False)
     Precision().check_device()
     with pytest.raises(ConfigError, match=f"--precision {dtype} needs a GPU"):
         Precision(dtype, level).check_device()
-    monkeypatch.setattr("paddle_dit.training.precision.has_gpu", lambda: True)
+    monkeypatch.setattr("paddle_dit.half_precision.has_gpu", lambda: True)
     Precision(dtype, level).check_device()
 
 

@@ -167,7 +167,9 @@ def test_several_folders_and_chosen_classes_make_a_plan(latent_store):
 
 
 def test_the_folder_at_fault_is_named(latent_store, tmp_path):
-    with StoreWriter(tmp_path / "moments", sample_shape=(4, 8, 8), num_classes=10, kind="moments") as writer:
+    with StoreWriter(
+        tmp_path / "moments", sample_shape=(4, 8, 8), num_classes=10, kind="moments", vae={"scaling_factor": 1.0}
+    ) as writer:
         writer.append(np.zeros((8, 4, 8, 8)), np.arange(8))
     with pytest.raises(DataError, match=r"moments cannot be joined with .*latents: another kind"):
         plan_for((latent_store, tmp_path / "moments"))

@@ -153,6 +153,15 @@ def test_training_latents_are_reconstructed_once(preview, tmp_path, shown):
     assert not shown
 
 
+def test_training_latents_of_another_scaling_factor_than_the_vaes_own_are_shown_right(preview, shown):
+    latents = np.random.default_rng(0).standard_normal((3, 4, 8, 8)).astype(np.float32)
+    own = load_vae("data/digits_vae").config.scaling_factor
+    halved = {**DIGITS_VAE, "scaling_factor": own / 2, "config_scaling_factor": own}
+    preview(dataclasses.replace(INFO, vae=halved)).reconstruct(latents / 2, np.array([7, 0, 9]))
+    expected = labelled_grid(decoded(latents), ["seven", "zero", "nine"], columns=3, cell=64)
+    np.testing.assert_array_equal(shown["samples/training latents", 0], np.asarray(expected))
+
+
 @pytest.mark.parametrize(
     ("info", "named", "message"),
     [

@@ -69,7 +69,7 @@ def test_the_first_signal_is_only_noted_and_repetitions_within_the_patience_are_
         time.sleep(0.2)
         assert stop.received == number.name
     told = [line for line in capfd.readouterr().err.splitlines() if line]
-    assert told == [f"{number.name}: finishing this step, then saving; once more ends it at once"]
+    assert told == [f"{number.name}: stopping in good order after this step; once more ends it at once"]
 
 
 def test_former_handlers_come_back_and_get_the_next_signal():
@@ -157,7 +157,7 @@ def test_a_second_signal_after_the_patience_ends_the_process_at_once_though_the_
     time.sleep(PATIENCE / 2)
     process.send_signal(number)
     assert process.wait(timeout=5) == 128 + number
-    assert "stopped at once; the checkpoints are as they were" in process.stderr.read()
+    assert "stopped at once; what was written whole is kept" in process.stderr.read()
 
 
 def test_the_number_of_the_last_signal_is_told(child):

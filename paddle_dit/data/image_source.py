@@ -33,7 +33,7 @@ class ImageSource:
         self._folder, self._decoders = folder, decoders
         side = image_size // vae.factor
         self.sample_shape = (vae.latent_channels, side, side)
-        self.vae = {"name": vae.name, "scaling_factor": vae.scaling_factor, "image_size": image_size}
+        self.vae = vae.record(image_size)
         self.num_classes, self.label_names = folder.num_classes, folder.label_names
         self.labels, self.fingerprint = folder.labels, folder.fingerprint
 

@@ -73,6 +73,7 @@ class Decoders:
             ) from None
         except BaseException:  # its answer, or the rest of it, must not be taken for that to another question
             worker.kill()
+            worker.wait()  # until then it could take another question, and its old answer be read
             raise
         finally:
             self._idle.put(worker)

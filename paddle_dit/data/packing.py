@@ -18,6 +18,8 @@ from paddle_dit.data.store_index import INDEX, MEND, new_index, plain_name
 from paddle_dit.errors import DataError
 from paddle_dit.files import read_json, sha256
 from paddle_dit.folder_lock import LOCK, FolderLock
+from paddle_dit.models.vae import OVERRIDDEN, find_vae
+from paddle_dit.models.vae_files import is_here
 
 BLOCK = 256  # samples read at once
 _PROBED = 16  # samples that tell sources with the same file names apart
@@ -111,7 +113,8 @@ class Packing(Conversion):
         shard_size: samples per file.
         num_classes: how many there are; npy pairs do not say. Default: what ``label_names`` has ids for.
         label_names: id -> name. Default: the source's.
-        vae: name, scaling_factor and image_size, those that are known. Default: the source's.
+        vae: name and scaling_factor, those that are known. Default: the source's. Where the VAE is on this machine, its
+            files tell the rest.
         report: is told, in one line, of another process that ended without releasing the folder.
 
     Raises:
@@ -139,7 +142,7 @@ class Packing(Conversion):
             dtype=dtype,
             kind=self.source.kind,
             label_names=self.source.label_names if label_names is None else label_names,
-            vae={**(self.source.vae or {}), **(vae or {})} or None,
+            vae=_vae_of(self.source, vae),
             source=self.source.index["source"]
             if isinstance(self.source, PackedStore)
             else f"npy pairs {plain_name(path.resolve().name)}",
@@ -223,6 +226,18 @@ def read_label_names(name: str | None) -> dict[int, str] | None:
     ):
         raise DataError(f'--label-names {name} must hold names by class id, such as {{"0": "tench"}}')
     return {int(key): value for key, value in table.items()}
+
+
+def _vae_of(source: LatentSource, given: Mapping[str, Any] | None) -> dict | None:
+    """Return what the index says of the VAE: what the source knew, but for what is given."""
+    if not given:
+        return source.vae
+    known = {**(source.vae or {}), **given}
+    known.pop(OVERRIDDEN, None)  # of the source's VAE or factor
+    if not known.get("name") or not is_here(known["name"]):
+        return known
+    vae = find_vae(known["name"], known.get("scaling_factor"), fingerprint=False)
+    return vae.record(vae.factor * source.sample_shape[1])
 
 
 def _open(path: Path, num_classes: int | None, label_names: Mapping[int, str] | None) -> LatentSource:

@@ -26,7 +26,7 @@ from paddle_dit.readers import STOCK_WEIGHTS, read_stock_weights
 # one score for each pair is 1 GiB at 128 x 128 latents (1024 pixels at the usual factor of 8), 16 GiB at 256 x 256.
 # Up to here an image is decoded whole, as the VAE was trained: attention and GroupNorm then see all of it.
 LARGEST_TILE = 128
-_OVERRIDDEN = "config_scaling_factor"  # in what data and models keep of a VAE: the factor that was not used
+OVERRIDDEN = "config_scaling_factor"  # in what data and models keep of a VAE: the factor that was not used
 _LOG_VARIANCES = (-30.0, 20.0)  # AutoencoderKL clamps them so
 
 
@@ -53,7 +53,7 @@ class VaeFiles:
     def record(self, image_size: int) -> dict:
         """Return what data and models keep of the VAE that made latents of images of a size; see :func:`fit_vae`."""
         values = {"name": self.name, "scaling_factor": self.scaling_factor, "image_size": image_size}
-        return values if self.config_scaling_factor is None else {**values, _OVERRIDDEN: self.config_scaling_factor}
+        return values if self.config_scaling_factor is None else {**values, OVERRIDDEN: self.config_scaling_factor}
 
 
 def find_vae(name_or_path: str | Path, scaling_factor: float | None = None, *, fingerprint: bool = True) -> VaeFiles:
@@ -143,7 +143,7 @@ def check_fits(vae, in_channels: int, trained: dict | None = None) -> None:
         )
     trained, given = trained or {}, vae.config.scaling_factor
     used = trained.get("scaling_factor")
-    own = trained.get(_OVERRIDDEN, used)
+    own = trained.get(OVERRIDDEN, used)
     if used is None:
         return
     for factor in (used, own):
@@ -171,7 +171,7 @@ def fit_vae(vae, in_channels: int, trained: dict | None = None) -> None:
         ConfigError: it does not.
     """
     check_fits(vae, in_channels, trained)
-    if trained and _OVERRIDDEN in trained and trained.get("scaling_factor") is not None:
+    if trained and OVERRIDDEN in trained and trained.get("scaling_factor") is not None:
         vae.register_to_config(scaling_factor=float(trained["scaling_factor"]))
 
 

@@ -23,15 +23,23 @@ def find_folder(name: str) -> Path:
     Raises:
         ConversionError: there is none.
     """
-    places = [Path(name), _ROOT / name] if name.startswith("data/") else [Path(name)]
-    for folder in (folder for place in places for folder in (place, place / "vae")):
+    for folder in (folder for place in _places(name) for folder in (place, place / "vae")):
         if (folder / "config.json").is_file():
             return folder
-    if any(place.exists() for place in places):
+    if is_here(name):
         raise ConversionError(f"{name} holds no VAE; place {_FILES} there")
     if not _HUB_NAME.fullmatch(name):
         raise ConversionError(f"no such VAE folder: {name}; give a folder with {_FILES}, or a hub name")
     return _download(name)
+
+
+def is_here(name: str) -> bool:
+    """Whether a name is of a folder on this machine, so that nothing would be downloaded for it."""
+    return any(place.exists() for place in _places(name))
+
+
+def _places(name: str) -> list[Path]:
+    return [Path(name), _ROOT / name] if name.startswith("data/") else [Path(name)]
 
 
 def read_config(folder: Path) -> dict:

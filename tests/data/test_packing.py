@@ -13,6 +13,7 @@ from paddle_dit.data.store import PackedStore, StoreWriter
 from paddle_dit.data.unpacking import Unpacking
 from paddle_dit.data.verify import open_check
 from paddle_dit.errors import ConfigError, DataError
+from paddle_dit.models.vae import find_vae
 
 SHAPE, COUNT = (4, 2, 3), 600
 
@@ -110,6 +111,14 @@ def test_the_same_command_again_finds_all_done(pairs, tmp_path, convert):
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "result").rglob("*.npy")}
     convert(source, tmp_path / "result")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "result").rglob("*.npy")} == times
+
+
+@pytest.mark.parametrize(("asked", "overridden"), [({}, False), ({"scaling_factor": 0.5}, True)])
+def test_a_vae_that_is_here_says_its_image_size_and_scaling_factor(pairs, tmp_path, asked, overridden):
+    own = find_vae("data/digits_vae", fingerprint=False).scaling_factor
+    vae = pack(pairs, tmp_path, vae={"name": "data/digits_vae", **asked}).vae
+    expected = {"name": "data/digits_vae", "image_size": 4 * SHAPE[1], "scaling_factor": 0.5 if overridden else own}
+    assert vae == expected | ({"config_scaling_factor": own} if overridden else {})
 
 
 @pytest.mark.parametrize("change", [{"dtype": "float32"}, {"shard_size": 100}, {"vae": {"name": "b"}}])

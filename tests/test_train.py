@@ -136,7 +136,7 @@ BAD_DATA = {
     "empty folder": (empty, [], "found nothing"),
     "unpaired": (unpaired, [], "3.npy: imagenet256_labels lacks it"),
     "misnamed": (misnamed, [], "files have no partner"),
-    "odd latents": (lambda folder: write_pairs(folder, shape=(1, 4, 9, 9)), [], "multiple of patch_size"),
+    "odd latents": (lambda folder: write_pairs(folder, shape=(1, 4, 9, 9)), [], "cannot cut into patches of"),
     "other image size": (write_pairs, ["--image-size", "256"], "--image-size 64"),
     "label beyond the classes": (
         lambda folder: write_pairs(folder, label=12),

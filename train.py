@@ -4,6 +4,7 @@
         --model DiT-XL/2 --feature-path ./data/fastdit_imagenet256 --global-batch-size 256
 
 With --data-path imagenet/train --vae stabilityai/sd-vae-ft-mse instead of --feature-path, each step encodes its images.
+With --init-from PATH or a hub name, training starts from those weights, on these data's classes and image size.
 
 The same command again continues the run from its newest whole checkpoint. A YAML recipe (-c recipe.yaml) holds the
 same options; the command line overrides it. The defaults are the DiT paper's.

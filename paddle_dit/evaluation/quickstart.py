@@ -132,17 +132,28 @@ class Quickstart:
 
 
 def draw_and_judge(model: Path, num_samples: int, seed: int = 0) -> Verdict:
-    """Draw digits of all classes in turn and ask the judge what they are.
+    """Draw digits of all classes in turn and ask the judge what they are; arguments as of :func:`draw_digits`."""
+    return judge(*draw_digits(model, num_samples, seed))
+
+
+def draw_digits(
+    model: Path, num_samples: int, seed: int = 0, num_classes: int = len(DIGIT_NAMES)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw digits of the first ``num_classes`` classes in turn.
 
     Args:
         model: as for :func:`paddle_dit.generation.load_generator`.
         num_samples: how many to draw.
         seed: of the noise.
+        num_classes: how many classes the model has.
+
+    Returns:
+        float32 ``[N, 8, 8]``, ink 0..16, and int64 labels ``[N]``.
     """
-    labels = np.arange(num_samples) % len(DIGIT_NAMES)
+    labels = np.arange(num_samples) % num_classes
     options = SamplingOptions(**{**SAMPLING.to_dict(), "seed": seed})
     images = draw_images(load_generator(model), labels, options, batch_size=100)
-    return judge(shrink(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0), labels)
+    return shrink(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0), labels
 
 
 def write_digits(folder: Path, split: str, vae) -> None:

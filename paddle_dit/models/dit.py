@@ -226,7 +226,9 @@ class DiT(nn.Layer):
         return self.unpatchify(self.final_layer(x, conditioning))  # (N, out_channels, H, W)
 
     def _run_block(self, index: int, block: DiTBlock, x, conditioning):
-        if self.training and self.recompute_every and index % self.recompute_every == 0:
+        # Without an input that needs a gradient, Paddle's recompute would give a block's own weights none either.
+        reached = not (x.stop_gradient and conditioning.stop_gradient)
+        if self.training and self.recompute_every and index % self.recompute_every == 0 and reached:
             from paddle.distributed.fleet.utils import recompute
 
             return recompute(block, x, conditioning)

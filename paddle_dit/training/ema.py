@@ -53,7 +53,7 @@ class ExponentialMovingAverage:
         """
         rate = 1.0 - self.decay_at(updates)
         for name, weight in self._weights.items() if weights is None else weights:
-            if name in self.shadow:
+            if name in self.shadow and not self._weights[name].stop_gradient:  # a frozen weight is its own average
                 _move(local(self.shadow[name]), local(weight), rate)
 
     @contextmanager

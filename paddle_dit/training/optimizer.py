@@ -17,14 +17,14 @@ SLICE = "slice@"  # what Paddle puts before the name of a parameter that it has 
 
 
 def build_optimizer(recipe: TrainRecipe, model) -> paddle.optimizer.AdamW:
-    """Return AdamW over the model's parameters; the learning rate is set anew at each step."""
+    """Return AdamW over those of the model's parameters that train; the learning rate is set anew at each step."""
     return paddle.optimizer.AdamW(
         learning_rate=recipe.learning_rate,
         beta1=recipe.adam_betas[0],
         beta2=recipe.adam_betas[1],
         epsilon=1e-8,
         weight_decay=recipe.weight_decay,
-        parameters=model.parameters(),
+        parameters=[parameter for parameter in model.parameters() if not parameter.stop_gradient],
         multi_precision=Precision.of(recipe).has_master_weights,
         grad_clip=paddle.nn.ClipGradByGlobalNorm(recipe.max_grad_norm) if recipe.max_grad_norm > 0 else None,
     )
@@ -63,14 +63,21 @@ def restore_optimizer(optimizer, model, tensors: dict[str, np.ndarray]) -> None:
     """Give a fresh optimizer the state that :func:`optimizer_tensors` returned.
 
     Raises:
-        CheckpointError: state of a parameter that the model does not have.
+        CheckpointError: state of a parameter that the model does not have, or that other parameters train.
     """
     suffix = f"_{MASTER}" if optimizer._multi_precision else ""
     own = {name: f"{parameter.name}{suffix}" for name, parameter in model.named_parameters()}
+    trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
     state = {}
     for key, value in tensors.items():
         name, _, slot = key.rpartition("/")
         if name not in own:
             raise CheckpointError(f"the optimizer's state is of another model: it names '{name}'")
         state[f"{own[name]}_{slot}"] = paddle.to_tensor(value)
+    changed = sorted(trained ^ {key.rpartition("/")[0] for key in tensors})
+    if tensors and changed:
+        raise CheckpointError(
+            f"the optimizer's state is of a run that trained other parameters, as '{changed[0]}' shows; keep the former"
+            " --train-only, or begin a run of its own with --init-from"
+        )
     optimizer.set_state_dict(state)

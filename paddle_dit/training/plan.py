@@ -18,7 +18,10 @@ from paddle_dit.data.source import LatentSource, image_size_of, latent_shape_of,
 from paddle_dit.data.subset import Subset, hold_out, spread
 from paddle_dit.errors import ConfigError, DataError
 from paddle_dit.files import check_writable
+from paddle_dit.models.refit import parameter_shapes
 from paddle_dit.models.vae import find_vae
+from paddle_dit.training.frozen import trained_names
+from paddle_dit.training.initial_weights import InitialWeights, find_initial
 from paddle_dit.training.recipe import TrainRecipe
 
 IMAGENET_CLASSES = 1000
@@ -38,6 +41,7 @@ class Plan:
         ranks: processes that it runs on, or is planned for.
         validation: held-out samples, or None.
         images: how images are taken, or None where the sources hold latents or moments.
+        initial: what ``--init-from`` names, refitted, or None.
     """
 
     recipe: TrainRecipe
@@ -48,6 +52,7 @@ class Plan:
     ranks: int = 1
     validation: LatentSource | None = None
     images: ImageOptions | None = None
+    initial: InitialWeights | None = None
 
     @property
     def identity(self) -> dict:
@@ -66,6 +71,8 @@ class Plan:
             values["scaling_factor"] = whole.vae["scaling_factor"]
         if held_out:  # by --eval-steps; --eval-path leaves the training data as they are
             values["held_out_samples"] = self.recipe.eval_samples
+        if self.recipe.train_only:
+            values["train_only"] = self.recipe.train_only
         return json.loads(json.dumps(values))  # as a checkpoint gives it back
 
     def sample_names(self, indices: np.ndarray) -> str:
@@ -87,15 +94,21 @@ def make_plan(recipe: TrainRecipe) -> Plan:
     recipe.share_of_batch(ranks)
     if not recipe.dry_run:
         check_writable(recipe.output_dir, "--output-dir")
-    images = _image_options(recipe)
-    source, config = _open_and_fit(recipe, images)
+    initial = find_initial(recipe)
+    base = initial.base_config(recipe) if initial else recipe.base_config()
+    images = _image_options(recipe, base)
+    source, config = _open_and_fit(recipe, base, images)
+    trained_names(parameter_shapes(config), recipe.train_only)
     source, validation = _hold_out(recipe, source, images)
     order = SampleOrder(len(source), recipe.global_batch_size, recipe.global_seed)
     info = ModelInfo(config, source.label_names if config.num_classes else None, source.vae)
-    return Plan(recipe, source, order, info, recipe.total_steps(order.steps_per_epoch), ranks, validation, images)
+    if initial:
+        initial.fit(info, recipe)
+    steps = recipe.total_steps(order.steps_per_epoch)
+    return Plan(recipe, source, order, info, steps, ranks, validation, images, initial)
 
 
-def _image_options(recipe: TrainRecipe) -> ImageOptions | None:
+def _image_options(recipe: TrainRecipe, config: DiTConfig) -> ImageOptions | None:
     """Return how the run takes images, if it does; None also where a dry run has none."""
     if recipe.data_path is None or _is_assumed(recipe):
         return None
@@ -107,7 +120,7 @@ def _image_options(recipe: TrainRecipe) -> ImageOptions | None:
         Decoders(image_size, recipe.num_workers),
         print if main else lambda line: None,
     )
-    options.check_size(recipe.base_config().patch_size)
+    options.check_size(config.patch_size)
     return options
 
 
@@ -163,9 +176,10 @@ class ImageNetLatents:
         raise DataError("these latents are only assumed")
 
 
-def _open_and_fit(recipe: TrainRecipe, images: ImageOptions | None) -> tuple[LatentSource, DiTConfig]:
+def _open_and_fit(
+    recipe: TrainRecipe, config: DiTConfig, images: ImageOptions | None
+) -> tuple[LatentSource, DiTConfig]:
     """Open the data and return it with the architecture: a preset takes the data's shape, a JSON model must match."""
-    config = recipe.base_config()
     asked = recipe.num_classes
     if asked is None and not recipe.is_preset:
         asked = config.num_classes
@@ -184,7 +198,7 @@ def _open_and_fit(recipe: TrainRecipe, images: ImageOptions | None) -> tuple[Lat
     _check_image_size(recipe, source)
     if asked is None:
         if source.num_classes is None:  # npy pairs do not say; from now on they refuse labels beyond
-            source.num_classes = IMAGENET_CLASSES
+            source.num_classes = IMAGENET_CLASSES if recipe.init_from is None else config.num_classes
         asked = source.num_classes
     channels, height, width = latent_shape_of(source)
     _check_patches(recipe, config.patch_size, height, width)
@@ -204,8 +218,8 @@ def _check_image_size(recipe: TrainRecipe, source: LatentSource) -> None:
 def _check_patches(recipe: TrainRecipe, patch: int, height: int, width: int) -> None:
     if height % patch or width % patch:
         raise ConfigError(
-            f"the latents in {_folders(recipe)} are {height} x {width}, which {recipe.model} cannot cut into patches of"
-            f" {patch}; use a model with other patches, or latents of images of another size"
+            f"the latents in {_folders(recipe)} are {height} x {width}, which {recipe.model or recipe.init_from} cannot"
+            f" cut into patches of {patch}; use a model with other patches, or latents of images of another size"
         )
 
 

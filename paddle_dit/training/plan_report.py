@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from paddle_dit.data.source import latent_shape_of
 from paddle_dit.errors import ConfigError, nearest
-from paddle_dit.training.costs import PEAK_TFLOPS, Setup, memory, seconds_per_step, train_flops
+from paddle_dit.training.costs import PEAK_TFLOPS, Setup, seconds_per_step, train_flops
+from paddle_dit.training.frozen import count_trained, flops_of, memory_of
 from paddle_dit.training.plan import ImageNetLatents, Plan
 from paddle_dit.training.recipe import PLANNING, TrainRecipe
 
@@ -37,9 +38,11 @@ def describe(plan: Plan) -> str:
         **{key: value for key, value in recipe.to_dict().items() if key not in ("config", *PLANNING)},
         "latents": f"{len(plan.source):,} x {list(latent_shape_of(plan.source))}{assumed}{_made(plan)}",
         **{name: value for name, value in config.to_dict().items() if name != "in_channels"},
+        **_initial_rows(plan),
         "parameters": f"{config.num_parameters():,}",
+        **_trained_rows(plan),
         "multiply-adds per forward": f"{config.multiply_adds() / 1e9:.4g} G per sample",
-        "training cost": f"{train_flops(config) / 1e9:.4g} GFLOP per sample",
+        "training cost": f"{flops_of(config, recipe.train_only) / 1e9:.4g} GFLOP per sample",
         "steps per epoch": f"{plan.order.steps_per_epoch:,}",
         "total steps": f"{plan.total_steps:,}",
         **_memory_rows(plan, setup),
@@ -47,6 +50,20 @@ def describe(plan: Plan) -> str:
     }
     width = max(map(len, rows))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in rows.items())
+
+
+def _initial_rows(plan: Plan) -> dict[str, str]:
+    """Return what --init-from comes to."""
+    if plan.initial is None:
+        return {}
+    if plan.initial.tensors is None:
+        return {"initial weights": f"not read: the run in {plan.recipe.output_dir} goes on"}
+    return {"initial weights": "; ".join(plan.initial.notes)}
+
+
+def _trained_rows(plan: Plan) -> dict[str, str]:
+    trained, of = count_trained(plan.info.config, plan.recipe.train_only)
+    return {"trained parameters": f"{trained:,}, {trained / of:.2%}"} if trained < of else {}
 
 
 def _made(plan: Plan) -> str:
@@ -57,11 +74,11 @@ def _made(plan: Plan) -> str:
 
 
 def _memory_rows(plan: Plan, setup: Setup) -> dict[str, str]:
-    costs = memory(plan.info.config, setup)
+    costs = memory_of(plan.info.config, setup, plan.recipe.train_only)
     rows = {f"{name} per card": _gib(value) for name, value in vars(costs).items()}
     for every, said in ((0, "without recomputation"), (1, "all blocks recomputed")):
         if every != setup.recompute_every:
-            other = memory(plan.info.config, replace(setup, recompute_every=every))
+            other = memory_of(plan.info.config, replace(setup, recompute_every=every), ())
             rows[f"activations {said}"] = _gib(other.activations)
     return {
         "cards": f"{plan.ranks}, {setup.samples_per_micro_batch} samples at once on each",
@@ -73,7 +90,9 @@ def _memory_rows(plan: Plan, setup: Setup) -> dict[str, str]:
 def _time_rows(plan: Plan, setup: Setup) -> dict[str, str]:
     batch = plan.recipe.global_batch_size
     tflops, said = _speed(plan.recipe)
-    seconds = seconds_per_step(plan.info.config, setup, batch, tflops)
+    config, every = plan.info.config, setup.recompute_every
+    frozen = flops_of(config, plan.recipe.train_only, every) / train_flops(config, every)
+    seconds = frozen * seconds_per_step(config, setup, batch, tflops)
     rate = batch / seconds
     steps = {"an epoch": plan.order.steps_per_epoch, **_PAPER_STEPS, "this run": plan.total_steps}
     return {

@@ -16,6 +16,8 @@ from paddle_dit.runtime import sees_gpu
 Dtype = Literal["fp32", "bf16", "fp16"]
 AmpLevel = Literal["O1", "O2"]
 Sharding = Literal["none", "stage1", "stage2", "stage3"]
+Weights = Literal["ema", "model"]
+DEFAULT_MODEL = "DiT-XL/2"
 PLANNING = ("dry_run", "cards", "gpu", "assume_mfu", "assume_tflops")  # options of the dry run alone
 _POSITIVE = (
     "global_batch_size",
@@ -27,6 +29,7 @@ _POSITIVE = (
     "num_inference_steps",
     "tensor_parallel_degree",
 )
+_CHOICES = (("precision", Dtype), ("amp_level", AmpLevel), ("sharding", Sharding), ("init_weights", Weights))
 _LARGEST = 2**62  # steps and samples are counted in int64
 _NOT_NEGATIVE = ("warmup_steps", "num_workers", "recompute", "global_seed", "num_classes", "max_skipped_steps")
 
@@ -37,9 +40,22 @@ class TrainRecipe:
 
     config: Annotated[Path | None, arg(aliases=["-c"])] = None
     """YAML file of the options below; the command line overrides it."""
-    model: str = "DiT-XL/2"
+    model: str | None = None
     """Preset (DiT-S/4, DiT-B/2, DiT-XL/2, ... or DiT-Digits/2), whose latents' shape and classes come from the data; or
-    a JSON file of DiTConfig's fields, which the data must fit."""
+    a JSON file of DiTConfig's fields, which the data must fit. Default: --init-from's, or DiT-XL/2."""
+    init_from: str | None = None
+    """Start from these weights, averaged weights included: a run, a checkpoint, a file or folder of any format that can
+    be read, or a hub name. A run in --output-dir is continued instead. Classes of the same name keep their rows of the
+    label table, new ones start from the null row."""
+    init_weights: Weights = "ema"
+    """Which weights of --init-from, where it has both: the averaged ones, or those that were trained."""
+    reset_labels: bool = False
+    """With --init-from: draw the rows of all classes afresh; the null row stays."""
+    resize_patch: bool = False
+    """With --init-from and a --model of another patch size: resample the projections of the patches."""
+    train_only: tuple[str, ...] = ()
+    """With --init-from: train only the parameters whose names match one of these patterns ('*bias*' 'y_embedder*'
+    'final_layer*'); the others stay as they are, without gradients and optimizer state."""
     feature_path: tuple[Path, ...] = (Path("data/fastdit_imagenet256"),)
     """Latents: a packed store, or a folder holding *_features and *_labels. Several are joined: they must have the same
     shape and classes."""
@@ -156,6 +172,8 @@ class TrainRecipe:
     def __post_init__(self) -> None:
         if isinstance(self.feature_path, str | Path):
             self.feature_path = (Path(self.feature_path),)
+        if self.model is None and self.init_from is None:
+            self.model = DEFAULT_MODEL
 
     def check(self) -> None:
         """Refuse values that no run could use.
@@ -188,11 +206,12 @@ class TrainRecipe:
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ConfigError(f"--adam-betas must be in [0, 1), got {self.adam_betas}")
         self._check_data()
+        self._check_initial()
         if not self.resume and self.resume_from_checkpoint is not None:
             raise ConfigError("--no-resume and --resume-from-checkpoint contradict each other; choose one")
         if self.eval_path is not None and self.eval_steps == -1:
             raise ConfigError("--eval-path is only used with --eval-steps N; give that too")
-        for name, choices in (("precision", Dtype), ("amp_level", AmpLevel), ("sharding", Sharding)):
+        for name, choices in _CHOICES:
             if getattr(self, name) not in get_args(choices):
                 known = ", ".join(get_args(choices))
                 raise ConfigError(f"--{name.replace('_', '-')} must be one of {known}, got {getattr(self, name)!r}")
@@ -225,6 +244,15 @@ class TrainRecipe:
         if self.image_size is not None and self.image_size < 1:
             raise ConfigError(f"--image-size must be 1 or more, got {self.image_size}")
 
+    def _check_initial(self) -> None:
+        for name in ("reset_labels", "resize_patch", "train_only"):
+            if getattr(self, name) and self.init_from is None:
+                raise ConfigError(f"--{name.replace('_', '-')} is only used with --init-from; give that too")
+        if self.train_only and self.sharding != "none":
+            raise ConfigError(
+                "--train-only leaves little state to spread and was not made for --sharding; leave --sharding out"
+            )
+
     def share_of_batch(self, world_size: int) -> int:
         """Return the samples of a global batch that one of ``world_size`` ranks takes.
 
@@ -247,8 +275,8 @@ class TrainRecipe:
 
     @property
     def is_preset(self) -> bool:
-        """Whether ``--model`` names a preset."""
-        return self.model in PRESETS
+        """Whether the data decide the latents' shape and the classes: ``--model`` is no JSON file."""
+        return self.model is None or self.model in PRESETS
 
     def base_config(self) -> DiTConfig:
         """Return the architecture that ``--model`` names, before the data's shape and classes are known."""
@@ -277,6 +305,7 @@ class TrainRecipe:
         return values | {
             "feature_path": folders[0] if len(folders) == 1 else folders,
             "class_subset": list(self.class_subset) or None,
+            "train_only": list(self.train_only) or None,
         }
 
 

@@ -27,6 +27,8 @@ from paddle_dit.checkpoint import (
 from paddle_dit.errors import CheckpointError
 from paddle_dit.files import PARTIAL, flush_to_disk
 from paddle_dit.folder_lock import FolderLock
+from paddle_dit.training.frozen import count_trained
+from paddle_dit.training.initial_weights import fingerprint_of
 from paddle_dit.training.monitor import LOG, read_log
 from paddle_dit.training.optimizer import optimizer_tensors, restore_optimizer
 from paddle_dit.training.recipe import PLANNING
@@ -136,8 +138,33 @@ def open_run(session: "Session", opened: contextlib.ExitStack) -> FolderLock | N
             if ranks.is_main:
                 _put_aside(folder, after=step if here else step - 1)
         session.saved = step if here else 0
+    _begin(session, step >= 0)
     session.say(_greeting(session))
     return lock
+
+
+def _begin(session: "Session", continued: bool) -> None:
+    """Take over the weights of ``--init-from``, unless a run is continued, and say what became of it."""
+    initial, ranks = session.plan.initial, session.ranks
+    if initial is None:
+        return
+    if continued:
+        session.say(
+            f"{initial.name} is not read: the run goes on from its checkpoint; for a new run name another folder"
+        )
+        return
+    with ranks.together():
+        whole = initial.take()
+        fingerprint = fingerprint_of(whole)
+        tensors = {name: session.parallel.arranged(name, array) for name, array in whole.items()}
+        load_weights(session.model, tensors, initial.name)
+        session.ema.restore(tensors)
+    mains = ranks.from_main(fingerprint)
+    with ranks.together():
+        if fingerprint != mains:
+            raise CheckpointError(f"this rank reads other weights from {initial.name} than rank 0; give all the same")
+    for note in initial.notes:
+        session.say(note)
 
 
 def _take(session: "Session", opened: contextlib.ExitStack) -> tuple[FolderLock, Checkpoint | None]:
@@ -255,8 +282,11 @@ def _greeting(session: "Session") -> str:
     start = f"continuing after step {session.updates:,}" if session.updates else "starting at step 0"
     images = plan.images
     kind = "latents" if images is None else f"images of {images.image_size} pixels encoded by {images.vae.name}"
+    trained, of = count_trained(config, recipe.train_only)
+    only = f", {trained:,} of {of:,} train" if trained < of else ""
     return (
-        f"{recipe.model}: {config.num_parameters() / 1e6:.1f} M parameters, {len(plan.source):,} {kind},"
+        f"{recipe.model or recipe.init_from}: {config.num_parameters() / 1e6:.1f} M parameters{only},"
+        f" {len(plan.source):,} {kind},"
         f" {config.num_classes} classes, batch {recipe.global_batch_size} on {session.ranks.world_size} rank(s),"
         f" {plan.total_steps:,} steps; {start}; writing to {recipe.output_dir}"
     )

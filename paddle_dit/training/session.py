@@ -19,6 +19,7 @@ from paddle_dit.training.background import Background
 from paddle_dit.training.data_parallel import DataParallel, ShardedDataParallel
 from paddle_dit.training.ema import ExponentialMovingAverage
 from paddle_dit.training.encoding import Encoder
+from paddle_dit.training.frozen import freeze
 from paddle_dit.training.monitor import Monitor
 from paddle_dit.training.optimizer import build_optimizer
 from paddle_dit.training.parallel import TensorParallel
@@ -95,6 +96,7 @@ class Session:
         self.model = DiT(config, recompute_every=recipe.recompute)
         ranks.copy_from(self.model.parameters())
         self.parallel.shard_model(self.model)
+        freeze(self.model, recipe.train_only)
         spread_over = None if recipe.sharding == "none" else ranks
         self.ema = ExponentialMovingAverage(
             self.model, recipe.ema_decay, warmup=recipe.ema_warmup, spread_over=spread_over
@@ -112,7 +114,7 @@ class Session:
         self.updates = self.skipped = 0
         self.stopping, self.saved, self.undone = False, 0, []
         self.window, self.background = LossWindow(ranks), Background()
-        self.throughput = Throughput(config, recipe.global_batch_size, ranks.world_size)
+        self.throughput = Throughput(config, recipe.global_batch_size, ranks.world_size, recipe.train_only)
         self.validation = self.preview = self.encoder = None
         if plan.images is not None:
             with ranks.together():  # each loads the VAE for itself

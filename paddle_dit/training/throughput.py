@@ -2,13 +2,14 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import paddle
 
 from paddle_dit.config import DiTConfig
-from paddle_dit.training.costs import PEAK_TFLOPS, train_flops
+from paddle_dit.training.costs import PEAK_TFLOPS
+from paddle_dit.training.frozen import flops_of
 from paddle_dit.training.precision import has_gpu
 
 
@@ -19,10 +20,11 @@ class Throughput:
         config: of the model.
         global_batch_size: samples per step, over all ranks.
         cards: number of ranks.
+        train_only: patterns of the parameters that train; none means all.
     """
 
-    def __init__(self, config: DiTConfig, global_batch_size: int, cards: int):
-        self._flops, self._batch, self._cards = train_flops(config), global_batch_size, cards
+    def __init__(self, config: DiTConfig, global_batch_size: int, cards: int, train_only: Sequence[str] = ()):
+        self._flops, self._batch, self._cards = flops_of(config, train_only), global_batch_size, cards
         self._peak = _peak_tflops()
         self.restart()
 
@@ -61,8 +63,8 @@ class Throughput:
         """Return the window's figures.
 
         ``images_per_second`` over all ranks and ``_per_card``; ``tflops_per_card``, of the model alone (6 x its
-        multiply-adds, so recomputation is not counted as work); ``mfu``, its share of a known card's dense
-        half-precision peak; ``data_wait``, the share of the time that this rank waited for data;
+        multiply-adds, less what frozen weights save, and recomputation is not counted as work); ``mfu``, its share of a
+        known card's dense half-precision peak; ``data_wait``, the share of the time that this rank waited for data;
         ``peak_memory_mib``, of this rank's tensors.
 
         Where images were encoded: ``encoding``, the share of the time that it took this rank, and

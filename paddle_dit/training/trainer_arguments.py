@@ -39,7 +39,15 @@ class DiTTrainingArguments(TrainingArguments):
     dataloader_num_workers: int = _option(4, "Threads that read ahead, of images with a process each; 0: none.")
     seed: int = _option(0, "Of the weights, the order of the data and every random draw.")
 
-    model_name_or_config: str = _option("DiT-XL/2", "Preset (DiT-S/4, ..., DiT-XL/2, DiT-Digits/2) or a JSON file.")
+    model_name_or_config: Optional[str] = _option(None, "Preset or JSON file; default: --init_from's, or DiT-XL/2.")  # noqa: UP045
+    init_from: Optional[str] = _option(None, "Start from these weights: a run, a file, a folder, a hub name.")  # noqa: UP045
+    init_weights: str = _option("ema", "Which weights of --init_from, where it has both: ema or model.")
+    reset_labels: bool = _option(False, "With --init_from: draw the rows of all classes afresh.")
+    resize_patch: bool = _option(False, "With --init_from and another patch size: resample the projections.")
+    train_only: list[str] = field(
+        default_factory=list,
+        metadata={"help": "With --init_from: patterns of the parameters that train ('*bias*'); the others are frozen."},
+    )
     feature_path: list[str] = field(
         default_factory=lambda: ["data/fastdit_imagenet256"],
         metadata={"help": "Packed store, or folder with *_features and *_labels; several are joined."},
@@ -132,6 +140,7 @@ class DiTTrainingArguments(TrainingArguments):
             "feature_path": tuple(map(Path, self.feature_path)),
             "data_path": Path(self.data_path) if self.data_path else None,
             "class_subset": tuple(self.class_subset),
+            "train_only": tuple(self.train_only),
             "guidance_scales": tuple(self.guidance_scales),
             "global_batch_size": self.per_device_train_batch_size * self.gradient_accumulation_steps * ranks,
             "accumulation": self.gradient_accumulation_steps,

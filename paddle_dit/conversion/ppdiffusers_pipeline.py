@@ -14,20 +14,14 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from paddle_dit.config import DiTConfig, ModelInfo
-from paddle_dit.conversion.keymaps import (
-    STOCK_NULL_CLASS,
-    from_ppdiffusers,
-    stock_can_guide,
-    stock_classes,
-    to_ppdiffusers,
-)
+from paddle_dit.conversion.formats import MODEL_INDEX, OWN_INFO
+from paddle_dit.conversion.keymaps import STOCK_NULL_CLASS, stock_can_guide, stock_classes, to_ppdiffusers
+from paddle_dit.conversion.sources import open_model
 from paddle_dit.diffusion.schedule import Schedule
 from paddle_dit.errors import ConfigError, ConversionError
-from paddle_dit.files import check_writable, read_json, write_json
+from paddle_dit.files import check_writable, write_json
 from paddle_dit.models.vae import check_fits
-from paddle_dit.readers import STOCK_WEIGHTS, read_stock_weights
-
-MODEL_INDEX, OWN_INFO = "model_index.json", "paddle_dit.json"
+from paddle_dit.readers import STOCK_WEIGHTS
 
 # Every scheduler's file holds all of this, whether its class uses it or not, so that a later
 # `OtherScheduler.from_config(pipe.scheduler.config)` finds it: by default, DDIM would clip the latents.
@@ -124,17 +118,15 @@ def write_pipeline(
 def read_pipeline(folder: str | Path) -> tuple[dict[str, np.ndarray], ModelInfo]:
     """Read a DiTPipeline folder, ours or another's: weights under our names, and the model's description.
 
-    Where the folder has no ``paddle_dit.json``, the description comes from ``transformer/config.json``; the model is
-    then what the stock class computes: frequency_shift 1 and ``num_embeds_ada_norm`` classes.
+    Where the folder has no ``paddle_dit.json``, the description comes from the tensors and ``transformer/config.json``;
+    the model is then what the stock class computes: frequency_shift 1 and ``num_embeds_ada_norm`` classes.
 
     Raises:
         ConversionError: files that are missing or damaged, or a transformer that is no DiT.
         ConfigError: a damaged ``paddle_dit.json``.
     """
-    folder = Path(folder)
-    own = folder / OWN_INFO
-    info = ModelInfo.load(own) if own.is_file() else _infer_info(folder)
-    return from_ppdiffusers(read_stock_weights(folder / "transformer"), info.config), info
+    source = open_model(folder)
+    return dict(source.tensors), source.info
 
 
 def exact_frequencies(pipe):
@@ -175,29 +167,6 @@ def stock_config(config: DiTConfig) -> dict:
         "attention_bias": True,
         "activation_fn": "gelu-approximate",
     }
-
-
-def _infer_info(folder: Path) -> ModelInfo:
-    path = folder / "transformer" / "config.json"
-    stock = read_json(path, ConversionError)
-    if stock.get("norm_type") != "ada_norm_zero" or stock.get("activation_fn") != "gelu-approximate":
-        raise ConversionError(f"{path} does not describe a DiT: it needs norm_type ada_norm_zero and gelu-approximate")
-    try:
-        channels, heads = stock["in_channels"], stock["num_attention_heads"]
-        config = DiTConfig(
-            sample_size=stock["sample_size"],
-            patch_size=stock["patch_size"],
-            in_channels=channels,
-            hidden_size=heads * stock["attention_head_dim"],
-            depth=stock["num_layers"],
-            num_heads=heads,
-            num_classes=stock["num_embeds_ada_norm"],
-            learn_sigma=stock.get("out_channels") == 2 * channels,
-        )
-        names = read_json(folder / MODEL_INDEX, ConversionError).get("id2label") or {}
-        return ModelInfo(config, {int(label): str(name) for label, name in names.items()} or None)
-    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
-        raise ConversionError(f"{folder} does not describe a DiT ({type(error).__name__}: {error})") from None
 
 
 def _check_stock_can(config: DiTConfig) -> None:

@@ -118,7 +118,7 @@ def below_a_file(run_folder):
         (damaged, "ema.safetensors has changed"),
         (no_ema, "no ema weights; ask for --weights model"),
         (lone_file, "weights need their config.json beside them"),
-        (foreign_file, "unexpected: conv_in.weight"),
+        (foreign_file, "unet.safetensors: it holds the tensors of a UNet"),
         (text_file, "no Paddle weights"),
         (occupied, "exists and is no DiTPipeline folder"),
         (below_a_file, "config.json is a file; choose another folder"),

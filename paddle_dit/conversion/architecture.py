@@ -152,7 +152,7 @@ def describe_stock(values: dict, path: Path) -> Description:
     for key, value in needed.items():
         if values.get(key, value) != value:
             raise ConversionError(
-                f"{path} does not describe a DiT: {key} is {values[key]!r}, and a DiT has {' and '.join(needed.values())}"
+                f"{path} does not describe a DiT, which has {' and '.join(needed.values())}: {key} is {values[key]!r}"
             )
     pairs = {"sample_size": "sample_size", "patch_size": "patch_size", "in_channels": "in_channels"}
     pairs |= {"num_layers": "depth", "num_attention_heads": "num_heads", "num_classes": "num_classes"}

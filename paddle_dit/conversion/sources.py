@@ -94,9 +94,7 @@ def _find_weights(folder: Path, weights: str) -> Path | None:
 def _open_checkpoint(path: Path, weights: str, hints: Hints) -> Source:
     others = [folder.name for folder in checkpoint_folders(path) if (folder / _TRAINER).is_file()]
     if others:
-        raise ConversionError(
-            f"{path} holds checkpoints of another trainer ({', '.join(others[:4])}); name one of them"
-        )
+        raise ConversionError(f"{path} holds another trainer's checkpoints ({', '.join(others[:4])}); name one of them")
     checkpoint = find_checkpoint(path)
     file = checkpoint.folder / f"{weights}.safetensors"
     if not file.is_file():
@@ -112,9 +110,7 @@ def _open_pipeline(folder: Path, weights: str, hints: Hints) -> Source | VaeSour
     inner = folder / "transformer"
     found = find_weights(inner) if inner.is_dir() else None
     if found is None:
-        raise ConversionError(
-            f"{folder} has a {MODEL_INDEX} and no weights in transformer/; fetch the whole DiTPipeline"
-        )
+        raise ConversionError(f"{folder} has a {MODEL_INDEX} and no weights in transformer/; fetch the whole folder")
     source = _open_file(found, weights, hints)
     if isinstance(source, VaeSource):
         return source

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,8 +65,9 @@ def appears_whole(final: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
-        for parent in new_parents:
-            parent.rmdir()
+        with suppress(OSError):  # of a folder that somebody else has put something into
+            for parent in new_parents:
+                parent.rmdir()
         raise
 
 

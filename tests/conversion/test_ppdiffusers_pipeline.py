@@ -128,8 +128,8 @@ def test_broken_weights_are_caught_and_leave_nothing(tiny, tiny_vae, tmp_path, m
     tensors, info = tiny()
     write = ppdiffusers_pipeline._write_weights
 
-    def damaged(path, stock):
-        write(path, {**stock, "proj_out_2.bias": stock["proj_out_2.bias"] + np.float32(1e-4)})
+    def damaged(path, right, *rest):
+        write(path, {**right, "final_layer.linear.bias": right["final_layer.linear.bias"] + np.float32(1e-4)}, *rest)
 
     monkeypatch.setattr(ppdiffusers_pipeline, "_write_weights", damaged)
     with pytest.raises(ConversionError, match=r"'final_layer.linear.bias' read back differs"):

@@ -74,13 +74,12 @@ def read_by_content(path: str | Path) -> object:
     path = Path(path)
     if not path.is_file():
         raise ConversionError(f"no such file: {path}")
-    with _explained(path, "weights file"), path.open("rb") as file:
+    with _explained(path, "Paddle weights" if path.suffix == ".pdparams" else "weights file"), path.open("rb") as file:
         start = file.read(512)
+        file.seek(0)
         if start.startswith((_ZIP, _OLD_PYTORCH)):
-            file.seek(0)
             return _load_pytorch(file)
-        if start.startswith(_PICKLE):
-            file.seek(0)
+        if start.startswith(_PICKLE) or path.suffix == ".pdparams":  # the oldest pickles begin like any text
             return unpickle(file, path.stat().st_size)
     if start[8:9] == b"{":
         return SafetensorsFile(path)
@@ -100,21 +99,6 @@ def _described(start: bytes) -> str:
         return "a page of HTML or XML, as a failed download leaves it"
     text = start.decode("utf-8", errors="ignore")
     return "a text file" if len(text) > 0.9 * len(start) and "\0" not in text else "of no known kind"
-
-
-def read_stock_weights(folder: Path) -> dict[str, np.ndarray]:
-    """Read the weights in a folder that ppdiffusers' ``save_pretrained`` wrote.
-
-    Raises:
-        ConversionError: there are none, they cannot be read, or they have PyTorch's layout.
-    """
-    for path in (folder / name for name in STOCK_WEIGHTS.values()):
-        if path.is_file():
-            # ppdiffusers' rule: anything but "pd" or "np" has PyTorch's transposed linear layers.
-            if path.suffix == ".safetensors" and SafetensorsFile(path).metadata.get("format", "pt") == "pt":
-                raise ConversionError(f"{path} has PyTorch's layout; save it again with ppdiffusers' save_pretrained")
-            return read_tensors(path)
-    raise ConversionError(f"{folder} holds no weights; place {' or '.join(STOCK_WEIGHTS.values())} there")
 
 
 class SafetensorsFile(Mapping):

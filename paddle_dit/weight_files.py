@@ -46,6 +46,7 @@ class Shards(Mapping):
             wanted = {name for name, place in placed.items() if place == file}
             if not isinstance(table, Mapping) or table.keys() != wanted:
                 raise ConversionError(f"{index.parent / file} does not hold the tensors that {index.name} says")
+        self.first = index.parent / files[0]
         self._placed, self._tables = placed, tables
 
     def __iter__(self) -> Iterator[str]:

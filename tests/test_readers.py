@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from paddle_dit.errors import ConversionError
-from paddle_dit.readers import read_pickled, read_stock_weights, read_tensors
+from paddle_dit.readers import read_pickled, read_tensors
 
 from .faults.test_pickles import array, call, name, number, row, table, tensor, text, write
 
@@ -126,12 +126,6 @@ def test_missing_and_unknown_files(tmp_path):
         read_tensors(tmp_path / "weights.npz")
     with pytest.raises(ConversionError, match=r"end in .pdparams, .pt, .pth, .ckpt or .bin"):
         read_pickled(tmp_path / "weights.safetensors")
-
-
-def test_pytorch_layout_in_a_stock_folder_is_refused(tmp_path):
-    save_file(ARRAYS | {"fortran": np.eye(3)}, tmp_path / "diffusion_paddle_model.safetensors", {"format": "pt"})
-    with pytest.raises(ConversionError, match="PyTorch's layout"):
-        read_stock_weights(tmp_path)
 
 
 def test_unusual_arrays(tmp_path):

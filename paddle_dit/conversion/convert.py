@@ -4,16 +4,19 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from paddle_dit.checkpoint import INFO
 from paddle_dit.config import PRESETS, DiTConfig
 from paddle_dit.conversion.architecture import Hints
 from paddle_dit.conversion.formats import DIFFUSERS, STOCK_NAMES
+from paddle_dit.conversion.keymaps import foreign_shapes, our_shapes, ppdiffusers_rules
 from paddle_dit.conversion.loading import class_names
-from paddle_dit.conversion.outputs import check_output, write_model
+from paddle_dit.conversion.outputs import TARGETS, check_output, write_model, write_vae
 from paddle_dit.conversion.ppdiffusers_pipeline import write_pipeline
 from paddle_dit.conversion.sources import Source, VaeSource, open_source
 from paddle_dit.data.labels import imagenet_labels, read_label_names
@@ -60,11 +63,11 @@ def convert(request: Request) -> Rows:
     check_output(request.output, request.target or "paddle_dit")
     source = open_source(request.path, request.weights, request.hints)
     if isinstance(source, VaeSource):
-        raise ConversionError(f"{source.path} is a VAE")
+        return _to_vae(source, request)
     info = replace(source.info, label_names=_names(source, request))
     source = replace(source, info=info)
     rows = [("found", source.kind), ("in", str(source.path)), *_describe(source.info.config)]
-    rows += [("class names", f"{len(info.label_names or {}):,}")]
+    rows += [("class names", f"{len(info.label_names):,}")] if info.label_names else []
     rows += [("note", line) for line in source.notes]
     if request.target == "ppdiffusers":
         return [*rows, *_to_pipeline(source, request)]
@@ -99,21 +102,24 @@ def _describe(config: DiTConfig) -> Rows:
 
 def _to_files(source: Source, request: Request) -> Rows:
     target, config, rows = request.target or "paddle_dit", source.info.config, []
-    size = 4 * config.num_parameters()
+    rules = TARGETS[target].rules(config)
+    size = 4 * sum(map(prod, [*foreign_shapes(rules, config).values(), *our_shapes(config).values()]))
 
     def check(file: Path) -> None:
+        bar.close()
         if request.verify:
             rows.extend(_compare(source, file if target == "diffusers" else None))
 
-    with _bar(2 * size, "write, read back", "B") as report:
-        file = write_model(source.tensors, source.info, request.output, target, report=report, check=check)
+    with _bar(size, "write, read back", "B") as bar:
+        file = write_model(source.tensors, source.info, request.output, target, report=bar.update, check=check)
     written = [("written", f"{target}: {request.output}"), ("weights", f"{file.stat().st_size:,} bytes of float32")]
     return [*written, *_numbers(source), *(rows or [_NOT_COMPARED])]
 
 
 def _numbers(source: Source) -> Rows:
-    ours, foreign = len(source.tensors), len(source.foreign)
-    return [("tensors", f"{foreign} used once each, {ours} of ours made, read back and equal bit for bit")]
+    foreign = len(source.foreign.keys() - {source.format.names.positions})
+    ours = len(source.tensors)
+    return [("tensors", f"{foreign} of the source used once each; {ours} of ours read back and equal bit for bit")]
 
 
 def _compare(source: Source, written: Path | None) -> Rows:
@@ -127,8 +133,8 @@ def _compare(source: Source, written: Path | None) -> Rows:
         sides["what was written"] = (read_table(written), True)
     rows = []
     for what, (tensors, turned) in sides.items():
-        with _bar(len(TIMESTEPS), f"compare with {what}", "timestep") as report:
-            found = compare_outputs(build_stock(tensors, config, turned), source.tensors, config, report=report)
+        with _bar(len(TIMESTEPS), f"compare with {what}", "timestep") as bar:
+            found = compare_outputs(build_stock(tensors, config, turned), source.tensors, config, report=bar.update)
         rows.append(("outputs", f"{_STOCK} on {what}: error {found.max_error:.1e}, largest {found.largest:.3g}"))
         if written is not None and what == "what was written" and config.frequency_shift == 0:
             rows += deviation_rows(found.deviations, found.largest, "diffusers")
@@ -165,7 +171,9 @@ def _to_pipeline(source: Source, request: Request) -> Rows:
     from paddle_dit.models.vae import load_vae
 
     vae = request.vae or (str(source.vae) if source.vae else None) or (source.info.vae or {}).get("name") or DEFAULT_VAE
-    with _bar(4 * source.info.config.num_parameters(), "write", "B") as report:
+    config = source.info.config
+    size = 4 * sum(map(prod, foreign_shapes(ppdiffusers_rules(config), config).values()))
+    with _bar(size, "write", "B") as bar:
         found = write_pipeline(
             source.tensors,
             source.info,
@@ -173,7 +181,7 @@ def _to_pipeline(source: Source, request: Request) -> Rows:
             request.output,
             id2label=class_names(source.info),
             verify=request.verify,
-            report=report,
+            report=bar.update,
         )
     rows = [("written", f"ppdiffusers DiTPipeline: {request.output}"), ("vae", vae), *_numbers(source)]
     rows += [("note", line) for line in found.notes]
@@ -186,7 +194,7 @@ def _to_pipeline(source: Source, request: Request) -> Rows:
 
 
 @contextmanager
-def _bar(total: int, what: str, unit: str) -> Iterator:
+def _bar(total: int, what: str, unit: str) -> Iterator[tqdm]:
     quiet = not sys.stderr.isatty()
     with tqdm(
         total=total,
@@ -196,4 +204,41 @@ def _bar(total: int, what: str, unit: str) -> Iterator:
         mininterval=10.0 if quiet else 0.2,
         dynamic_ncols=not quiet,
     ) as bar:
-        yield bar.update
+        yield bar
+
+
+def _to_vae(source: VaeSource, request: Request) -> Rows:
+    if request.target not in (None, "ppdiffusers"):
+        raise ConversionError(f"{source.path} is a VAE, which becomes a folder of ppdiffusers; leave --to out")
+    rows = []
+
+    def check(folder: Path) -> None:
+        import paddle
+
+        from paddle_dit.models.vae import decode, encode, load_vae
+
+        vae = load_vae(folder)
+        side = 2 ** (len(vae.config.block_out_channels) + 2)
+        images = np.random.default_rng(0).uniform(-1, 1, (1, vae.config.in_channels, side, side)).astype(np.float32)
+        with paddle.no_grad():
+            latents = encode(vae, images)
+        if not np.isfinite(latents).all():
+            raise ConversionError(f"{source.path}: the latents of an image are not finite; the weights are damaged")
+        shape = decode(vae, latents).shape
+        rows.append(
+            ("outputs", f"an image of {side}x{side} becomes latents {latents.shape[1:]} and again {shape[1:3]}")
+        )
+
+    place = request.path if request.path.is_file() else source.path.parent
+    config = write_vae(place, request.output, check if request.verify else lambda folder: None)
+    scale = config.get("scaling_factor", 0.18215)
+    return [
+        ("found", "VAE of Stable Diffusion (AutoencoderKL)"),
+        ("in", str(source.path)),
+        ("architecture", f"widths {config.get('block_out_channels')}, {config.get('latent_channels', 4)} channels"),
+        ("scale", f"{scale:g}" + ("" if (place / INFO).is_file() else ": Stable Diffusion's; no tensor shows it")),
+        *(("note", line) for line in source.notes),
+        ("written", f"ppdiffusers AutoencoderKL: {request.output}"),
+        ("tensors", f"{len(source.tensors)} used once each, read back and equal bit for bit"),
+        *(rows or [_NOT_COMPARED]),
+    ]

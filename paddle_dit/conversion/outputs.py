@@ -15,7 +15,9 @@ from paddle_dit.conversion.ppdiffusers_pipeline import check_stock_can, stock_co
 from paddle_dit.conversion.tables import Renamed
 from paddle_dit.errors import ConfigError, ConversionError
 from paddle_dit.files import appears_whole, check_writable, write_json
+from paddle_dit.models.vae_files import read_vae_config, read_vae_weights
 from paddle_dit.positions import sincos_position_table
+from paddle_dit.readers import STOCK_WEIGHTS
 from paddle_dit.weight_files import read_table
 from paddle_dit.writers import write_safetensors
 
@@ -108,3 +110,30 @@ def _check_read_back(file: Path, form: Format, tensors, config: DiTConfig, repor
         if not np.array_equal(array, tensors[name]):
             raise ConversionError(f"'{name}' read back differs from the model's; nothing was written")
         report(array.nbytes)
+
+
+def write_vae(place: Path, output: Path, check: Callable[[Path], object] = lambda path: None) -> dict:
+    """Write a VAE as a folder of ppdiffusers' AutoencoderKL, and return its configuration.
+
+    Args:
+        place: file or folder of ppdiffusers, diffusers or CompVis.
+        output: must not exist.
+        check: is called with the folder before it gets its final name; what it raises leaves nothing behind.
+
+    Raises:
+        ConversionError: files that cannot be read or are no VAE's.
+        ConfigError: see :func:`check_output`.
+    """
+    check_output(output, "ppdiffusers")
+    config, tensors = read_vae_config(place), read_vae_weights(place)
+    with appears_whole(output) as partial:
+        partial.mkdir()
+        write_json(partial / INFO, {**config, "_class_name": "AutoencoderKL"})
+        shapes = {name: array.shape for name, array in tensors.items()}
+        # Without this mark ppdiffusers takes the linear layers for PyTorch's, and transposes them.
+        write_safetensors(partial / STOCK_WEIGHTS["safetensors"], shapes, tensors.items(), {"format": "pd"})
+        written = read_vae_weights(partial)
+        if any(not np.array_equal(written[name], array) for name, array in tensors.items()):
+            raise ConversionError("the VAE's numbers read back differ; nothing was written")
+        check(partial)
+    return config

@@ -13,8 +13,9 @@ import numpy as np
 
 from paddle_dit.checkpoint import load_weights
 from paddle_dit.errors import ConfigError, ConversionError
-from paddle_dit.files import read_json, sha256
-from paddle_dit.readers import STOCK_WEIGHTS, read_stock_weights
+from paddle_dit.files import sha256
+from paddle_dit.models.vae_files import read_vae_config, read_vae_weights, vae_weights_file
+from paddle_dit.readers import STOCK_WEIGHTS
 
 _ROOT = Path(__file__).resolve().parents[2]
 _HUB_NAME = re.compile(r"(?!data/)\w[\w.-]*/\w[\w.-]*")  # data/ is this project's own folder
@@ -51,7 +52,7 @@ def find_vae(name_or_path: str | Path, *, fingerprint: bool = True) -> VaeFiles:
         ConversionError: no such folder or model, or its configuration is not an AutoencoderKL's for RGB images.
     """
     folder = _find_folder(str(name_or_path))
-    config = _read_config(folder)
+    config = read_vae_config(folder)
     blocks, channels = config.get("block_out_channels", [64]), config.get("latent_channels", 4)
     scale = config.get("scaling_factor", 0.18215)
     good = isinstance(blocks, list) and blocks and isinstance(channels, int) and channels > 0
@@ -61,9 +62,7 @@ def find_vae(name_or_path: str | Path, *, fingerprint: bool = True) -> VaeFiles:
         raise ConversionError(f"{folder} takes images of {config['in_channels']} channels; give a VAE for RGB images")
     digest = ""
     if fingerprint:
-        weights = next((path for name in STOCK_WEIGHTS.values() if (path := folder / name).is_file()), None)
-        if weights is None:
-            raise ConversionError(f"{folder} holds no weights; place {' or '.join(STOCK_WEIGHTS.values())} there")
+        weights = vae_weights_file(folder)
         digest = hashlib.sha256(f"{sha256(weights)} {len(blocks)} {float(scale)!r}".encode()).hexdigest()
     return VaeFiles(str(name_or_path), channels, 2 ** (len(blocks) - 1), float(scale), digest)
 
@@ -80,7 +79,7 @@ def load_vae(name_or_path: str | Path):
         ConversionError: no such folder or model, or files that are missing, damaged or of another class.
     """
     folder = _find_folder(str(name_or_path))
-    config, tensors = _read_config(folder), read_stock_weights(folder)
+    config, tensors = read_vae_config(folder), read_vae_weights(folder)
     with _same_signal_handlers(), _same_random_state():
         from ppdiffusers import AutoencoderKL
 
@@ -88,17 +87,9 @@ def load_vae(name_or_path: str | Path):
             vae = AutoencoderKL.from_config(config)
         except Exception as error:  # the class checks nothing, so wrong values fail anywhere in it
             raise ConversionError(f"{folder / 'config.json'} does not describe an AutoencoderKL ({error})") from None
-    vae._convert_deprecated_attention_blocks(tensors)  # files from before ppdiffusers 0.24 name attention otherwise
     load_weights(vae, tensors, folder)
     vae.eval()
     return vae
-
-
-def _read_config(folder: Path) -> dict:
-    config = read_json(folder / "config.json", ConversionError)
-    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        raise ConversionError(f"{folder} holds a {config['_class_name']}, not an AutoencoderKL; give a VAE's folder")
-    return config
 
 
 @contextlib.contextmanager
@@ -207,6 +198,8 @@ def encode(vae, images, noise=None) -> np.ndarray:
 
 def _find_folder(name: str) -> Path:
     places = [Path(name), _ROOT / name] if name.startswith("data/") else [Path(name)]
+    if Path(name).is_file():
+        return Path(name)
     for folder in (folder for place in places for folder in (place, place / "vae")):
         if (folder / "config.json").is_file():
             return folder

@@ -51,7 +51,7 @@ def appears_whole(final: Path) -> Iterator[Path]:
     """Give a path beside ``final`` at which a file or folder may be made: it gets its name at the end, or is deleted.
 
     Args:
-        final: must not exist; its parents are made.
+        final: a folder that is there is replaced, and deleted only once the new one has its name. Parents are made.
     """
     final = final.resolve()
     partial = final.with_name(f".{final.name}.tmp-{os.getpid()}")
@@ -59,7 +59,11 @@ def appears_whole(final: Path) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
+        old = final.with_name(f".{final.name}.old-{os.getpid()}")
+        if final.exists():
+            final.rename(old)
         partial.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)

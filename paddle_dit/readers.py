@@ -75,12 +75,14 @@ def read_by_content(path: str | Path) -> object:
     if not path.is_file():
         raise ConversionError(f"no such file: {path}")
     with _explained(path, "Paddle weights" if path.suffix == ".pdparams" else "weights file"), path.open("rb") as file:
-        start = file.read(512)
+        start, size = file.read(512), path.stat().st_size
         file.seek(0)
-        if start.startswith((_ZIP, _OLD_PYTORCH)):
+        # Safetensors come first: the length that they begin with may look like the mark of another kind.
+        table = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size
+        if not table and start.startswith((_ZIP, _OLD_PYTORCH)):
             return _load_pytorch(file)
-        if start.startswith(_PICKLE) or path.suffix == ".pdparams":  # the oldest pickles begin like any text
-            return unpickle(file, path.stat().st_size)
+        if not table and (start.startswith(_PICKLE) or path.suffix == ".pdparams"):  # the oldest have no mark
+            return unpickle(file, size)
     if start[8:9] == b"{":
         return SafetensorsFile(path)
     raise ConversionError(

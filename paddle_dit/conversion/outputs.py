@@ -28,14 +28,20 @@ TARGETS = {"paddle_dit": OWN, "facebook": FACEBOOK, "diffusers": DIFFUSERS}
 Report = Callable[[int], object]
 
 
-def check_output(output: Path, target: str) -> None:
+def check_output(output: Path, target: str, replace_own: bool = False) -> None:
     """Refuse an output that exists, cannot be written, or has a name that its format cannot have, before any work.
+
+    Args:
+        output: what is to be made.
+        target: its format.
+        replace_own: a model folder of ours, or an empty one, may be there and be replaced.
 
     Raises:
         ConfigError: the name or place is to be changed.
     """
     check_writable(output.resolve().parent, "DST")
-    if output.exists() or output.is_symlink():
+    own = output.is_dir() and {path.name for path in output.iterdir()} <= {INFO, MODEL_FILE}
+    if (output.exists() or output.is_symlink()) and not (replace_own and own):
         raise ConfigError(f"{output} exists; choose another DST, or move it away")
     if target == "facebook" and output.suffix not in (".safetensors", ".pt"):
         raise ConfigError(f"{output} will be one file of the paper's code; let its name end in .safetensors or .pt")
@@ -49,6 +55,7 @@ def write_model(
     output: Path,
     target: str,
     *,
+    replace_own: bool = False,
     report: Report = lambda count: None,
     check: Callable[[Path], object] = lambda path: None,
 ) -> Path:
@@ -57,8 +64,9 @@ def write_model(
     Args:
         tensors: float32 arrays under our names, each of which is asked for twice.
         info: goes into the folder; a file of the paper's code has no place for it.
-        output: must not exist.
+        output: must not exist, but for ``replace_own``.
         target: "paddle_dit", "facebook" or "diffusers".
+        replace_own: see :func:`check_output`.
         report: is told how many bytes have been written, then read back.
         check: is called with the file of weights before it gets its final place; what it raises leaves nothing behind.
 
@@ -69,7 +77,7 @@ def write_model(
         ConversionError: a model that the format cannot hold, or numbers that are wrong when read back.
         ConfigError: see :func:`check_output`.
     """
-    check_output(output, target)
+    check_output(output, target, replace_own)
     if target == "diffusers":
         check_stock_can(info.config, "diffusers")
     form = TARGETS[target]

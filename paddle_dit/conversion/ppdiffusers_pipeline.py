@@ -4,8 +4,6 @@ A folder holds ``model_index.json`` (with the label names), ``scheduler/``, ``tr
 ``paddle_dit.json``, which lets our sampling see the model as it was trained.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from paddle_dit.conversion.keymaps import (
 from paddle_dit.conversion.sources import open_model
 from paddle_dit.diffusion.schedule import Schedule
 from paddle_dit.errors import ConfigError, ConversionError
-from paddle_dit.files import check_writable, write_json
+from paddle_dit.files import appears_whole, check_writable, write_json
 from paddle_dit.models.vae import check_fits
 from paddle_dit.readers import STOCK_WEIGHTS
 from paddle_dit.writers import write_safetensors
@@ -110,16 +108,11 @@ def write_pipeline(
     check_stock_can(info.config, "DiTPipeline")
     check_fits(vae, info.config.in_channels, info.vae)
     tensors = Joined(our_rules(info.config), model_tensors, info.config)
-    final = output.resolve()
-    partial = final.with_name(f".{final.name}.tmp-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
+    with appears_whole(output) as partial:
+        partial.mkdir()
         _write(partial, tensors, info, vae, id2label, scheduler, weights_format, report)
         _check_read_back(partial, tensors)
         found = compare_outputs(load_stock(partial), tensors, info.config) if verify else NOT_COMPARED
-        _put_in_place(partial, final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     notes = _notes(info.config, scheduler)
     if info.config.frequency_shift == 0:
         notes.append(
@@ -241,15 +234,6 @@ def _check_read_back(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
     for name, array in tensors.items():
         if not np.array_equal(written[name], array):
             raise ConversionError(f"'{name}' read back differs from the model's; nothing was written")
-
-
-def _put_in_place(partial: Path, final: Path) -> None:
-    """Rename; a folder that is replaced is deleted only once the new one is there."""
-    old = final.with_name(f".{final.name}.old-{os.getpid()}")
-    if final.exists():
-        final.rename(old)
-    partial.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _notes(config: DiTConfig, scheduler: str) -> list[str]:

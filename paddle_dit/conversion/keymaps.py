@@ -38,15 +38,23 @@ class Rule:
 class Joined(Mapping):
     """Our tensors as float32, each made from the foreign ones when it is asked for.
 
+    Args:
+        rules: of the foreign format.
+        tensors: the foreign ones, no more and no less than the rules name.
+        config: of the model.
+        place: where they lie, for messages.
+
     Raises:
         ConversionError: names are missing or left over; on reading, an array that does not fit the configuration,
             copies that should be equal and differ, or numbers that are no finite floats.
     """
 
-    def __init__(self, rules: Sequence[Rule], tensors: Mapping[str, np.ndarray], config: DiTConfig):
+    def __init__(
+        self, rules: Sequence[Rule], tensors: Mapping[str, np.ndarray], config: DiTConfig, place: object = None
+    ):
         check_names(tensors, {name for rule in rules for name in rule.theirs})
         self._rules = {rule.ours: rule for rule in rules}
-        self._tensors, self._shapes = tensors, our_shapes(config)
+        self._tensors, self._shapes, self._place = tensors, our_shapes(config), place
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rules)
@@ -55,10 +63,15 @@ class Joined(Mapping):
         return len(self._rules)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        rule = self._rules[name]
+        try:
+            return self._joined(self._rules[name])
+        except ConversionError as error:
+            raise ConversionError(f"{self._place}: {error}" if self._place else str(error)) from None
+
+    def _joined(self, rule: Rule) -> np.ndarray:
         parts = [as_float32(theirs, self._tensors[theirs]) for theirs in rule.theirs]
         array = _apply(rule, rule.join, parts, parts[0].shape)
-        if array.shape != self._shapes[name]:
+        if array.shape != self._shapes[rule.ours]:
             raise _misfit(rule, parts[0].shape)
         return array
 

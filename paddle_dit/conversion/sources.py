@@ -14,6 +14,7 @@ from paddle_dit.conversion.keymaps import Joined, our_rules
 from paddle_dit.conversion.tables import Renamed, Table, open_table
 from paddle_dit.errors import CheckpointError, ConversionError
 from paddle_dit.files import read_json
+from paddle_dit.readers import SafetensorsFile
 from paddle_dit.weight_files import find_weights
 
 _TRAINER, _TRAINER_EMA = "model_state.pdparams", "ema_state.pdparams"  # of PaddleMIX
@@ -101,8 +102,8 @@ def _open_checkpoint(path: Path, weights: str, hints: Hints) -> Source:
         other = "model" if weights == "ema" else "ema"
         raise CheckpointError(f"{checkpoint.folder} holds no {weights} weights; ask for --weights {other}")
     info = _agreed(checkpoint.info, hints)
-    tensors = checkpoint.tensors(weights)
-    joined = Joined(our_rules(info.config), tensors, info.config)
+    tensors = SafetensorsFile(file)
+    joined = Joined(our_rules(info.config), tensors, info.config, checkpoint.folder)
     return Source(file, OWN, f"{OURS} checkpoint, {weights} weights", tensors, joined, info)
 
 
@@ -138,7 +139,7 @@ def _open_file(path: Path, weights: str, hints: Hints) -> Source | VaeSource:
         if positions is not None and (line := check_positions(positions, info.config, hints)):
             notes.append(line)
         tensors = Renamed(table.tensors, {name: name for name in table.tensors if name != form.names.positions})
-        joined = Joined(form.rules(info.config), tensors, info.config)
+        joined = Joined(form.rules(info.config), tensors, info.config, path)
     except ConversionError as error:
         told = str(error)
         raise ConversionError(told if told.startswith(str(path.parent)) else f"{path}: {told}") from None

@@ -37,8 +37,10 @@ def write_stream(path: Path, pickled: bytes, arrays: Iterable[np.ndarray]) -> Pa
         file.writestr("archive/data.pkl", b"\x80\x02" + pickled + b".")
         file.writestr("archive/byteorder", b"little")
         for key, array in enumerate(arrays):
-            with file.open(f"archive/data/{key}", "w", force_zip64=True) as entry:
-                entry.write(np.ascontiguousarray(array).data)
+            entry = zipfile.ZipInfo(f"archive/data/{key}")
+            start = file.fp.tell() + 30 + len(entry.filename) + 4
+            entry.extra = b"FB" + (-start % 64).to_bytes(2, "little") + bytes(-start % 64)  # aligned, as PyTorch does
+            file.writestr(entry, np.ascontiguousarray(array).data)
     return path
 
 

@@ -230,7 +230,7 @@ class _Unpickler(pickle._Unpickler):  # the one in C calls what it finds, and a 
         if name in _ARRAYS:
             return _Array(*args)
         # Paddle's way with a tensor in a table within a table: its name and its numbers.
-        if name in _TUPLES and [list(map(type, pair)) for pair in args if type(pair) is tuple] == [[str, _Array]]:
+        if name in _TUPLES and [type(arg) is tuple and list(map(type, arg)) for arg in args] == [[str, _Array]]:
             return args[0][1]
         raise ConversionError(f"it calls '{name}' as nobody does who saves tensors")
 

@@ -163,7 +163,8 @@ def deviation_rows(deviations: Mapping[int, float], largest: float, program: str
     told = ", ".join(f"{timestep}: {value:.2g}" for timestep, value in deviations.items())
     return [
         ("frequencies", f"{program} computes frequency_shift 1, the model was trained with 0; outputs move by up to"),
-        ("", f"{told} at these timesteps (largest output {largest:.3g})"),
+        ("", f"{told} at these timesteps (largest output {largest:.3g});"),
+        ("", "paddle_dit.conversion.exact_frequencies(pipe) on the loaded pipeline mends it"),
     ]
 
 

@@ -139,9 +139,10 @@ def read_pipeline(folder: str | Path) -> tuple[dict[str, np.ndarray], ModelInfo]
 
 
 def exact_frequencies(pipe):
-    """Make a loaded stock pipeline exact for a model of frequency_shift 0 (the paper's code), and return it.
+    """Make a loaded pipeline of ppdiffusers or diffusers exact for a model of frequency_shift 0, and return it.
 
-    The stock class divides the exponents of its timestep frequencies by 127, the paper's code by 128.
+    That is a model of the paper's code, which divides the exponents of the timestep frequencies by 128, and the stock
+    classes by 127.
     """
     for block in pipe.transformer.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0

@@ -8,6 +8,7 @@ Inputs are FOLDER/inputs.npz, outputs FOLDER/outputs.npz, and job.json says what
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -37,8 +38,10 @@ def run_dit(folder, job):
     from diffusers import DiTTransformer2DModel
 
     model = DiTTransformer2DModel.from_pretrained(job["model"]).eval()
-    for block in model.transformer_blocks if job.get("exact") else ():
-        block.norm1.emb.time_proj.downscale_freq_shift = 0
+    if job.get("exact"):
+        from paddle_dit.conversion import exact_frequencies
+
+        model = exact_frequencies(SimpleNamespace(transformer=model)).transformer
     answer_dit(model, folder)
 
 

@@ -112,6 +112,6 @@ def _unwrapped(path: Path, table: Table, weights: str, chosen: bool = False) -> 
             table = replace(table, kind=f"trainer checkpoint, {weights} weights")
             foreign = [name for name in rest if not name.startswith(("vae.", "model_ema."))]
             taken |= {name: names[name] for name in foreign}  # so that they are found to be left over
-        notes = (f"{len(rest)} tensors beside the model were set aside, such as '{rest[0]}'",) if rest else ()
+        notes = (f"set aside beside the model: {len(rest)}, such as '{rest[0]}'",) if rest else ()
         return replace(table, tensors=Renamed(table.tensors, taken), notes=notes)
     return replace(table, tensors=Renamed(table.tensors, names))

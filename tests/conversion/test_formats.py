@@ -261,6 +261,29 @@ def test_frequencies_on_request(tiny, tmp_path):
         assert read_weights(path, **HEADS, frequency_shift=other)[1].config.frequency_shift == other
 
 
+def test_each_programs_own_frequencies(tiny, tmp_path):
+    tensors, info = tiny(frequency_shift=0)
+    shifts = {form.name: form.frequency_shift for form in (FACEBOOK, PADDLEMIX, DIFFUSERS, PPDIFFUSERS)}
+    assert shifts == {"facebook/DiT": 0, "PaddleMIX DiT": 0, "diffusers DiT": 1, "ppdiffusers DiT": 1}
+    write_model(tensors, info, tmp_path / "out", "diffusers")  # which says in paddle_dit.json what we know of it
+    assert read_weights(tmp_path / "out")[1] == info
+    assert read_weights(tmp_path / "out", frequency_shift=1)[1].config == replace(info.config, frequency_shift=1)
+    with pytest.raises(ConversionError, match="says num_heads 3, not 4; leave it out"):
+        read_weights(tmp_path / "out", num_heads=4)
+
+
+def test_what_stands_beside_a_trainers_transformer_is_set_aside_or_refused(tiny, tmp_path):
+    tensors, info = tiny()
+    weights = {f"transformer.{key}": value for key, value in foreign(tensors, info.config, PADDLEMIX).items()}
+    path = tmp_path / "model_state.pdparams"
+    paddle.save({**weights, "vae.decoder.x": np.zeros(2, np.float32)}, str(path))
+    source = open_model(path, "model", Hints(3))
+    assert "set aside beside the model: 1, such as 'vae.decoder.x'" in source.notes
+    paddle.save({**weights, "adapter.x": np.zeros(2, np.float32)}, str(path))
+    with pytest.raises(ConversionError, match=r"unexpected: adapter.x \(1\)"):
+        open_model(path, "model", Hints(3))
+
+
 def test_heads_come_from_a_preset_a_configuration_or_the_user_and_it_is_said(tiny, tmp_path):
     tensors, info = tiny(hidden_size=384, num_heads=6, depth=1)
     source = open_model(write_pt(tmp_path / "a.pt", foreign(tensors, info.config, FACEBOOK)))

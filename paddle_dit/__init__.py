@@ -4,6 +4,7 @@ Importing this package imports nothing heavy; Paddle is loaded when a name that 
 
     from paddle_dit import DiT, DiTConfig
     model = DiT(DiTConfig.from_preset("DiT-S/4"))
+    model = DiT.from_pretrained("DiT-XL-2-256x256.pt")
 """
 
 from importlib import import_module
@@ -12,7 +13,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "DiTConfig": "paddle_dit.config",
-    "DiT": "paddle_dit.models.dit",
+    "DiT": "paddle_dit.conversion.pretrained",
     "GaussianDiffusion": "paddle_dit.diffusion.objective",
     "PackedStore": "paddle_dit.data.store",
     "generate_latents": "paddle_dit.generation",

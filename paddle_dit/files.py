@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,6 +44,35 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         write(file)
     flush_to_disk(partial)
     partial.replace(path)
+
+
+@contextmanager
+def appears_whole(final: Path) -> Iterator[Path]:
+    """Give a path beside ``final`` at which a file or folder may be made: it gets its name at the end, or is deleted.
+
+    Args:
+        final: a folder that is there is replaced, and deleted only once the new one has its name. Parents are made.
+    """
+    final = final.resolve()
+    partial = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    new_parents = [parent for parent in final.parents if not parent.exists()]
+    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        old = final.with_name(f".{final.name}.old-{os.getpid()}")
+        if final.exists():
+            final.rename(old)
+        partial.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that somebody else has put something into
+            for parent in new_parents:
+                parent.rmdir()
+        raise
 
 
 def write_json(path: Path, values: object) -> None:

@@ -22,6 +22,7 @@ MAX_VALUES = 2_000_000  # of a pickle's steps, and of what comes out: some forty
 MAX_DEPTH = 50
 _ARRAYS = {f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")}  # of NumPy 1 and 2: each reads both
 _GLOBALS = {"collections.OrderedDict", "argparse.Namespace", "_codecs.encode", "numpy.dtype", "numpy.ndarray", *_ARRAYS}
+_TUPLES = {"builtins.tuple", "__builtin__.tuple"}
 _TENSORS = {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
 _NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 _STORAGES = {
@@ -196,7 +197,7 @@ class _Operations:
 class _Unpickler(pickle._Unpickler):  # the one in C calls what it finds, and a memo's index alone can fill its memory
     """The machine: what calls, sets or hashes is replaced, what makes other kinds of objects is refused."""
 
-    globals = _GLOBALS
+    globals = _GLOBALS | _TUPLES
 
     def __init__(self, file: BinaryIO, size: int):
         super().__init__(_Bounded(file, size))
@@ -228,6 +229,9 @@ class _Unpickler(pickle._Unpickler):  # the one in C calls what it finds, and a 
             return _DType(*args)
         if name in _ARRAYS:
             return _Array(*args)
+        # Paddle's way with a tensor in a table within a table: its name and its numbers.
+        if name in _TUPLES and [type(arg) is tuple and list(map(type, arg)) for arg in args] == [[str, _Array]]:
+            return args[0][1]
         raise ConversionError(f"it calls '{name}' as nobody does who saves tensors")
 
     def _take(self, count: int) -> None:

@@ -3,24 +3,28 @@
 PyTorch's files are read without PyTorch: they are zips of a pickle and, as they lie in memory, the numbers it names.
 """
 
+import json
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import SafetensorError, safe_open
 
 from paddle_dit.errors import ConversionError
-from paddle_dit.pickles import as_numbers, bfloat16_to_float32, shown, unpickle
+from paddle_dit.pickles import as_numbers, shown, unpickle
 
 # Names of the weight files in a folder of ppdiffusers, in the order in which it looks for them.
 STOCK_WEIGHTS = {"safetensors": "diffusion_paddle_model.safetensors", "pdparams": "model_state.pdparams"}
 _PYTORCH = (".pt", ".pth", ".ckpt", ".bin")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+_OLD_PYTORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how its files of several pickles begin
+_SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "b1"}
+_SAFETENSORS |= {f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)}
 _PARAMETER_NAMES = "StructuredToParameterName@@"  # Paddle's record of its generated names, among the tensors
 
 
@@ -34,7 +38,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             a training checkpoint of several tables.
     """
     path = _checked(path, ".safetensors", ".pdparams", *_PYTORCH)
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _table(path, read_pickled(path))
+    return dict(SafetensorsFile(path)) if path.suffix == ".safetensors" else _table(path, read_pickled(path))
 
 
 def read_pickled(path: str | Path) -> object:
@@ -58,44 +62,87 @@ def read_pickled(path: str | Path) -> object:
         return unpickle(file, path.stat().st_size)
 
 
-def read_stock_weights(folder: Path) -> dict[str, np.ndarray]:
-    """Read the weights in a folder that ppdiffusers' ``save_pretrained`` wrote.
+def read_by_content(path: str | Path) -> object:
+    """Read a weights file of any kind that is known, whatever its name says.
+
+    Returns:
+        A :class:`SafetensorsFile`, or what :func:`read_pickled` returns.
 
     Raises:
-        ConversionError: there are none, they cannot be read, or they have PyTorch's layout.
+        ConversionError: the file is missing, cut short or none of these, which is said, or its pickle is refused.
     """
-    for path in (folder / name for name in STOCK_WEIGHTS.values()):
-        if path.is_file():
-            # ppdiffusers' rule: anything but "pd" or "np" has PyTorch's transposed linear layers.
-            if path.suffix == ".safetensors" and _metadata(path).get("format", "pt") == "pt":
-                raise ConversionError(f"{path} has PyTorch's layout; save it again with ppdiffusers' save_pretrained")
-            return read_tensors(path)
-    raise ConversionError(f"{folder} holds no weights; place {' or '.join(STOCK_WEIGHTS.values())} there")
+    path = Path(path)
+    if not path.is_file():
+        raise ConversionError(f"no such file: {path}")
+    with _explained(path, "Paddle weights" if path.suffix == ".pdparams" else "weights file"), path.open("rb") as file:
+        start, size = file.read(512), path.stat().st_size
+        file.seek(0)
+        # Safetensors come first: the length that they begin with may look like the mark of another kind.
+        table = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size
+        if not table and start.startswith((_ZIP, _OLD_PYTORCH)):
+            return _load_pytorch(file)
+        if not table and (start.startswith(_PICKLE) or path.suffix == ".pdparams"):  # the oldest have no mark
+            return unpickle(file, size)
+    if start[8:9] == b"{":
+        return SafetensorsFile(path)
+    raise ConversionError(
+        f"{path} is {_described(start)}; expected PyTorch's zip (.pt, .ckpt, .bin), Paddle's pickle (.pdparams) or "
+        "safetensors"
+    )
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, framework="np") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise ConversionError(f"{path} is cut short or no safetensors file ({error})") from None
+def _described(start: bytes) -> str:
+    """Say what a file is that begins so and holds no weights."""
+    if not start:
+        return "empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, and the weights themselves have not been fetched (git lfs pull)"
+    if start.lstrip()[:1] == b"<":
+        return "a page of HTML or XML, as a failed download leaves it"
+    text = start.decode("utf-8", errors="ignore")
+    return "a text file" if len(text) > 0.9 * len(start) and "\0" not in text else "of no known kind"
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, framework="np") as file:
-            names = list(file.keys())
-            brain = {name for name in names if file.get_slice(name).get_dtype() == "BF16"}
-            tensors = {name: file.get_tensor(name) for name in names if name not in brain}
-        entries = dict(deserialize(path.read_bytes())) if brain else {}
-    except SafetensorError as error:
-        raise ConversionError(f"{path} is cut short or no safetensors file ({error})") from None
-    except (TypeError, AttributeError) as error:  # a number format that NumPy has not
-        raise ConversionError(f"{path} holds numbers that NumPy cannot read ({error}); save it as float32") from None
-    for name in brain:
-        bits = np.frombuffer(entries[name]["data"], np.uint16)
-        tensors[name] = bfloat16_to_float32(bits.reshape(entries[name]["shape"]))
-    return tensors
+class SafetensorsFile(Mapping):
+    """A ``.safetensors`` file whose tensors are read when they are asked for, each into memory of its own.
+
+    bfloat16, which NumPy lacks, becomes float32.
+
+    Raises:
+        ConversionError: the file is missing, cut short or of another kind; on reading, numbers that NumPy has not.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            with safe_open(self.path, framework="np"):  # which checks that the header fits the file
+                pass
+            with self.path.open("rb") as file:
+                self._start = 8 + int.from_bytes(file.read(8), "little")
+                self._header = json.loads(file.read(self._start - 8))
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise ConversionError(f"{path} is cut short or no safetensors file ({shown(error)})") from None
+        except OSError as error:
+            raise ConversionError(f"cannot read {path}: {error.strerror}") from None
+        self.metadata: dict[str, str] = self._header.pop("__metadata__", {})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._header)
+
+    def __len__(self) -> int:
+        return len(self._header)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        entry = self._header[name]
+        code, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if code not in _SAFETENSORS:
+            raise ConversionError(f"{self.path} holds numbers that NumPy cannot read ({code}); save it as float32")
+        dtype = np.dtype(_SAFETENSORS[code])
+        raw = np.fromfile(self.path, np.uint8, end - start, offset=self._start + start)
+        if len(raw) != end - start:
+            raise ConversionError(f"{self.path} has been cut short")
+        numbers = raw.view(dtype)
+        return (as_numbers(numbers) if code in ("BF16", "BOOL") else numbers).reshape(shape)
 
 
 def _checked(path: str | Path, *suffixes: str) -> Path:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from paddle_dit import runtime
 from paddle_dit.cli import parse
-from paddle_dit.errors import ConfigError, ConversionError, entry_point
+from paddle_dit.errors import entry_point
 
 
 @dataclass
@@ -37,19 +37,6 @@ class Options:
     """Replace the output if it is a DiTPipeline folder."""
 
 
-def read_names(path: Path, num_classes: int) -> dict[int, str]:
-    """Return the names in a JSON file; ConfigError for ids that are no classes or names that are no text."""
-    from paddle_dit.files import read_json
-
-    names = read_json(path, ConversionError)
-    for label, name in names.items():
-        if not label.isdecimal() or len(label) > 19 or int(label) >= num_classes or not isinstance(name, str):
-            raise ConfigError(
-                f'{path}: "{label}": {json.dumps(name)} must be a class id below {num_classes} and its name'
-            )
-    return {int(label): name for label, name in names.items()}
-
-
 def usage(output: Path, id2label: dict[int, str], can_guide: bool) -> str:
     """Return three lines of Python that draw an image with the folder."""
     name = next(iter(id2label.values()), "").split(",")[0]
@@ -69,11 +56,13 @@ def main() -> None:
     runtime.prepare()
     from paddle_dit.conversion.loading import class_names, read_weights
     from paddle_dit.conversion.ppdiffusers_pipeline import check_output, write_pipeline
+    from paddle_dit.data.labels import read_label_names
     from paddle_dit.models.vae import load_vae
 
     check_output(options.output, options.overwrite)
     tensors, info = read_weights(options.checkpoint, options.weights)
-    id2label = read_names(options.id2label, info.config.num_classes) if options.id2label else class_names(info)
+    names = options.id2label
+    id2label = read_label_names(names, info.config.num_classes) if names else class_names(info)
     import paddle
 
     paddle.set_device("cpu")  # outputs are compared to 1e-5, and a GPU may round its products to TF32

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from paddle_dit.errors import ConversionError
-from paddle_dit.readers import read_pickled, read_stock_weights, read_tensors
+from paddle_dit.readers import SafetensorsFile, read_by_content, read_pickled, read_tensors
 
 from .faults.test_pickles import array, call, name, number, row, table, tensor, text, write
 
@@ -119,6 +119,54 @@ def test_pickles_of_other_things(tmp_path, values):
         read_tensors(path)
 
 
+def test_a_file_is_known_by_its_content(tmp_path):
+    save_file({"x": np.arange(3, dtype=np.float32)}, tmp_path / "x.pt")
+    paddle_file = tmp_path / "x.bin"
+    paddle_file.write_bytes(pickle.dumps(ARRAYS, 4))
+    write(tmp_path / "x.safetensors", table(x=tensor()))
+    assert read_by_content(tmp_path / "x.pt")["x"].tolist() == [0, 1, 2]
+    assert same(read_by_content(paddle_file), ARRAYS)
+    assert read_by_content(tmp_path / "x.safetensors")["x"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("mark", [b"\x80", b"PK\x03\x04"])
+def test_a_header_length_that_looks_like_another_kind_is_safetensors_all_the_same(tmp_path, mark):
+    header = json.dumps({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    size = int.from_bytes(mark.ljust(8, b"\0"), "little")
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(size.to_bytes(8, "little") + header.ljust(size) + np.array([1, 2], "<f4").tobytes())
+    assert read_by_content(path)["x"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is empty; expected"),
+        (b"weights: none\n", "is a text file; expected"),
+        (b"  <!DOCTYPE html>", "is a page of HTML"),
+        (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS"),
+        (bytes(range(7, 200)), "is of no known kind; expected"),
+        ((1 << 40).to_bytes(8, "little") + b"{}", "is cut short or no safetensors file"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.rest", "from before 1.6; save it again"),
+    ],
+)
+def test_what_is_no_weights_file_is_said(tmp_path, content, told):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(ConversionError, match=told):
+        read_by_content(tmp_path / "x.pt")
+
+
+def test_safetensors_are_read_one_by_one_with_every_kind_of_number(tmp_path):
+    kinds = ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"]
+    arrays = {kind: np.array([[1, 2, 3]], kind) for kind in kinds} | {"bool": np.array([True, False])}
+    arrays |= {"scalar": np.array(2.5), "none": np.zeros((0, 3), np.float32)}
+    save_file(arrays, tmp_path / "x.safetensors", {"format": "pd"})
+    found = SafetensorsFile(tmp_path / "x.safetensors")
+    assert found.metadata == {"format": "pd"}
+    assert same(dict(found), arrays)
+    assert found["float32"] is not found["float32"]
+
+
 def test_missing_and_unknown_files(tmp_path):
     with pytest.raises(ConversionError, match="no such file"):
         read_tensors(tmp_path / "weights.safetensors")
@@ -126,12 +174,6 @@ def test_missing_and_unknown_files(tmp_path):
         read_tensors(tmp_path / "weights.npz")
     with pytest.raises(ConversionError, match=r"end in .pdparams, .pt, .pth, .ckpt or .bin"):
         read_pickled(tmp_path / "weights.safetensors")
-
-
-def test_pytorch_layout_in_a_stock_folder_is_refused(tmp_path):
-    save_file(ARRAYS | {"fortran": np.eye(3)}, tmp_path / "diffusion_paddle_model.safetensors", {"format": "pt"})
-    with pytest.raises(ConversionError, match="PyTorch's layout"):
-        read_stock_weights(tmp_path)
 
 
 def test_unusual_arrays(tmp_path):
@@ -220,6 +262,26 @@ def test_a_training_checkpoint(tmp_path, protocol):
     assert same(read_pickled(path)["model"], ARRAYS)
     with pytest.raises(ConversionError, match=r"holds tables of tensors \(model\)"):
         read_tensors(path)
+
+
+def test_tensors_within_tables_of_paddle(tmp_path):
+    import paddle
+
+    values = {"data": {"x": paddle.ones([2, 3])}, "step": 3}
+    paddle.save(values, str(tmp_path / "nested.pdparams"))
+    assert b"tuple" in (tmp_path / "nested.pdparams").read_bytes()
+    found = read_pickled(tmp_path / "nested.pdparams")
+    assert found["step"] == 3
+    assert found["data"]["x"].tolist() == np.ones((2, 3)).tolist()
+
+
+@pytest.mark.parametrize("args", [(), (number(1),), (row(text("x"), number(1)),), (array(), row(text("x"), array()))])
+def test_a_tuple_is_called_only_for_a_name_and_its_numbers(tmp_path, args):
+    path = write(tmp_path / "x.pdparams", call(name("builtins.tuple"), *args))
+    with pytest.raises(ConversionError, match=r"it calls 'builtins.tuple' as nobody does"):
+        read_pickled(path)
+    good = write(tmp_path / "x.pdparams", call(name("builtins.tuple"), row(text("x"), array())))
+    assert read_pickled(good).shape == (2, 3)
 
 
 def test_files_that_pytorch_wrote(tmp_path):

@@ -1,10 +1,11 @@
-"""Weights in and out: our checkpoints and DiTPipeline folders. Names are imported on first use."""
+"""Weights in and out: our checkpoints, and what other programs write and read. Names are imported on first use."""
 
 from importlib import import_module
 
 _LAZY = {
     "exact_frequencies": "paddle_dit.conversion.ppdiffusers_pipeline",
     "load_model": "paddle_dit.conversion.loading",
+    "read_weights": "paddle_dit.conversion.loading",
     "read_pipeline": "paddle_dit.conversion.ppdiffusers_pipeline",
     "write_pipeline": "paddle_dit.conversion.ppdiffusers_pipeline",
 }

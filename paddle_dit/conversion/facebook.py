@@ -1,8 +1,11 @@
 """Names and layouts of the paper's code (facebookresearch/DiT), whose names ours are."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from paddle_dit.config import DiTConfig
+from paddle_dit.conversion.keymaps import facebook_rules
 
 POSITION_TABLE = "pos_embed"  # fixed: recomputed from the configuration, never loaded
 
@@ -14,14 +17,11 @@ def config_from_facebook(values: dict) -> DiTConfig:
     return DiTConfig.from_dict({**values, "frequency_shift": 0})
 
 
-def from_facebook(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return our state dict for the reference's: linear weights are transposed, the patch convolution is flattened."""
-    return {name: _to_linear(name, tensor) for name, tensor in tensors.items() if name != POSITION_TABLE}
-
-
-def _to_linear(name: str, tensor: np.ndarray) -> np.ndarray:
-    if name == "x_embedder.proj.weight":  # a convolution [D, C, p, p]
-        tensor = tensor.reshape(len(tensor), -1)
-    elif tensor.ndim != 2 or name == "y_embedder.embedding_table.weight":
-        return tensor
-    return np.ascontiguousarray(tensor.T)
+def from_facebook(tensors: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, np.ndarray]:
+    """Return what the reference names, any part of a state dict, in our layout; names that we have not stay as is."""
+    joins = {rule.ours: rule.join for rule in facebook_rules(config)}
+    return {
+        name: joins[name]([array]) if name in joins else array
+        for name, array in tensors.items()
+        if name != POSITION_TABLE
+    }

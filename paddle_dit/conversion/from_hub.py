@@ -17,7 +17,7 @@ _WEIGHTS = (  # names in a folder of ppdiffusers or diffusers, the best first
 _NEEDED = "config.json and the weights (diffusion_pytorch_model.safetensors, say), or one .pt file,"
 
 
-def find_model(path_or_name: str) -> Path:
+def find_model(path_or_name: str | Path) -> Path:
     """Return the file or folder that a user means: one that is there, else a hub model's, downloaded once.
 
     Raises:
@@ -27,9 +27,9 @@ def find_model(path_or_name: str) -> Path:
     path = Path(path_or_name)
     if path.exists():
         return path
-    if not is_hub_name(path_or_name):
+    if not is_hub_name(str(path_or_name)):
         raise CheckpointError(f"there is no file or folder {path_or_name}; give one that is there, or a hub name")
-    return fetch(path_or_name, dit_files, _NEEDED)
+    return fetch(str(path_or_name), dit_files, _NEEDED)
 
 
 def dit_files(files: Sequence[str]) -> list[str]:

@@ -1,48 +1,59 @@
-"""From whatever a user calls "the model" to weights: a run, a checkpoint, a DiTPipeline folder or a single file."""
+"""From whatever a user calls "the model" to weights or a model: every format that is known, and what it was made of."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from paddle_dit.checkpoint import INFO, find_checkpoint, load_weights, read_info
+from paddle_dit.checkpoint import load_weights
 from paddle_dit.config import DiTConfig, ModelInfo
-from paddle_dit.conversion.ppdiffusers_pipeline import MODEL_INDEX, read_pipeline
+from paddle_dit.conversion.architecture import Hints
+from paddle_dit.conversion.sources import open_model
 from paddle_dit.data.labels import imagenet_labels
-from paddle_dit.errors import CheckpointError
-from paddle_dit.readers import read_tensors
 
 
-def read_weights(path: str | Path, weights: str = "ema") -> tuple[dict[str, np.ndarray], ModelInfo]:
-    """Find and read weights under our names.
+def read_weights(
+    path: str | Path,
+    weights: str = "ema",
+    *,
+    num_heads: int | None = None,
+    sample_size: int | None = None,
+    frequency_shift: int | None = None,
+    drop_trained_positions: bool = False,
+) -> tuple[dict[str, np.ndarray], ModelInfo]:
+    """Find a model, recognise its format by its content, and read its weights under our names.
 
     Args:
-        path: a run folder (its newest whole checkpoint is taken), a checkpoint folder, a DiTPipeline folder, or a
-            ``.safetensors`` or ``.pdparams`` file of ours with its ``config.json`` beside it.
-        weights: "ema" or "model"; a pipeline or a file holds just one kind, and this is ignored.
+        path: one of ours: a run folder (its newest whole checkpoint is taken), a checkpoint folder, a model folder of
+            ``save_pretrained``, a DiTPipeline folder, or a weights file with its ``config.json`` beside it. Or a
+            weights file of the paper's code, fast-DiT or PaddleMIX; a folder of diffusers or ppdiffusers, a whole
+            pipeline or its transformer; a checkpoint folder of PaddleMIX's trainer; a folder with one such file. Or the
+            name of a model on the hub, which is downloaded once.
+        weights: "ema" or "model"; where there is just one kind, and nothing says which, it is taken.
+        num_heads: attention heads, where no configuration and no preset of that width tells.
+        sample_size: side of the latents, where no position table and no configuration tells.
+        frequency_shift: 0 or 1 instead of the format's own: 0 of the paper's code and PaddleMIX, 1 of the others.
+        drop_trained_positions: take the fixed position table where the file has a trained one, as PaddleMIX makes it.
+
+    Returns:
+        Float32 arrays, which may be read-only views of the file: it must stay until they have been used.
 
     Raises:
-        CheckpointError: no such checkpoint, a damaged one, or one without these weights.
-        ConversionError: a pipeline folder or a file that cannot be read.
+        CheckpointError: no such place, a damaged checkpoint, or one without these weights.
+        ConversionError: files that cannot be read, hold something else than a DiT, contradict each other, or leave
+            something open.
+        ConfigError: a damaged ``paddle_dit.json``.
     """
-    path = Path(path)
-    if path.is_file():
-        return read_tensors(path), read_info(path.with_name(INFO))
-    if (path / MODEL_INDEX).is_file():
-        return read_pipeline(path)
-    checkpoint = find_checkpoint(path)
-    if not (checkpoint.folder / f"{weights}.safetensors").is_file():
-        other = "model" if weights == "ema" else "ema"
-        raise CheckpointError(f"{checkpoint.folder} holds no {weights} weights; ask for --weights {other}")
-    return checkpoint.tensors(weights), checkpoint.info
+    source = open_model(path, weights, Hints(num_heads, sample_size, frequency_shift, drop_trained_positions))
+    return dict(source.tensors), source.info
 
 
-def load_model(path: str | Path, weights: str = "ema"):
+def load_model(path: str | Path, weights: str = "ema", **hints):
     """Return ``(model, info)``: a :class:`~paddle_dit.models.dit.DiT` in evaluation mode, and what travelled with it.
 
     Arguments and errors as for :func:`read_weights`; besides, CheckpointError for weights of another model.
     """
-    tensors, info = read_weights(path, weights)
+    tensors, info = read_weights(path, weights, **hints)
     return build_dit(tensors, info.config, path), info
 
 

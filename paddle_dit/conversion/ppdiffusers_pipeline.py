@@ -4,30 +4,32 @@ A folder holds ``model_index.json`` (with the label names), ``scheduler/``, ``tr
 ``paddle_dit.json``, which lets our sampling see the model as it was trained.
 """
 
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from paddle_dit.config import DiTConfig, ModelInfo
+from paddle_dit.conversion.formats import MODEL_INDEX, OWN_INFO
 from paddle_dit.conversion.keymaps import (
     STOCK_NULL_CLASS,
-    from_ppdiffusers,
+    Joined,
+    foreign_shapes,
+    our_rules,
+    ppdiffusers_rules,
+    split,
     stock_can_guide,
     stock_classes,
     to_ppdiffusers,
 )
+from paddle_dit.conversion.sources import open_model
 from paddle_dit.diffusion.schedule import Schedule
 from paddle_dit.errors import ConfigError, ConversionError
-from paddle_dit.files import check_writable, read_json, write_json
+from paddle_dit.files import appears_whole, check_writable, write_json
 from paddle_dit.models.vae import fit_vae
-from paddle_dit.readers import STOCK_WEIGHTS, read_stock_weights
-
-MODEL_INDEX, OWN_INFO = "model_index.json", "paddle_dit.json"
+from paddle_dit.readers import STOCK_WEIGHTS
+from paddle_dit.writers import write_safetensors
 
 # Every scheduler's file holds all of this, whether its class uses it or not, so that a later
 # `OtherScheduler.from_config(pipe.scheduler.config)` finds it: by default, DDIM would clip the latents.
@@ -54,6 +56,7 @@ class PipelineReport:
             the stock frequency_shift 1; 0 for a model of shift 1.
         can_guide: whether the stock pipeline can apply classifier-free guidance.
         notes: one line each on what the stock pipeline does otherwise than ours.
+        deviations: timestep -> the same difference at it.
     """
 
     folder: Path
@@ -62,6 +65,7 @@ class PipelineReport:
     frequency_deviation: float
     can_guide: bool
     notes: list[str]
+    deviations: dict[int, float]
 
 
 def write_pipeline(
@@ -74,6 +78,8 @@ def write_pipeline(
     scheduler: str = "ddim",
     weights_format: str = "safetensors",
     overwrite: bool = False,
+    verify: bool = True,
+    report: Callable[[int], object] = lambda count: None,
 ) -> PipelineReport:
     """Write a DiTPipeline folder, and prove that its transformer computes what ours does.
 
@@ -86,33 +92,28 @@ def write_pipeline(
         scheduler: "ddim", "ddpm" or "dpm-solver".
         weights_format: "safetensors" or "pdparams".
         overwrite: replace ``output`` if it is a DiTPipeline folder.
+        verify: build both models and compare their outputs; without, the figures of the report are NaN. The numbers in
+            the folder are read back and compared in any case.
+        report: is told how many bytes of weights have been written since.
 
     Raises:
         ConfigError: the output is there already, or the VAE does not fit the model.
-        ConversionError: a model that the stock class cannot compute, or outputs that differ. Nothing is left.
-        CheckpointError: weights that do not fit ``info``.
+        ConversionError: a model that the stock class cannot compute, weights that do not fit ``info``, or outputs that
+            differ. Nothing is left.
     """
-    from paddle_dit.conversion.stock_parity import compare_outputs
+    from paddle_dit.conversion.stock_parity import NOT_COMPARED, compare_outputs, load_stock
 
     output = Path(output)
     check_output(output, overwrite)
-    _check_stock_can(info.config)
+    check_stock_can(info.config, "DiTPipeline")
     own_factor = vae.config.scaling_factor
     fit_vae(vae, info.config.in_channels, info.vae)
-    tensors = {name: np.asarray(array, dtype=np.float32) for name, array in model_tensors.items()}
-    for name, array in tensors.items():
-        if not np.isfinite(array).all():
-            raise ConversionError(f"'{name}' holds NaN or infinity; convert an earlier checkpoint")
-    final = output.resolve()
-    partial = final.with_name(f".{final.name}.tmp-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        _write(partial, tensors, info, vae, id2label, scheduler, weights_format)
+    tensors = Joined(our_rules(info.config), model_tensors, info.config)
+    with appears_whole(output) as partial:
+        partial.mkdir()
+        _write(partial, tensors, info, vae, id2label, scheduler, weights_format, report)
         _check_read_back(partial, tensors)
-        max_error, largest, deviation = compare_outputs(partial, tensors, info.config)
-        _put_in_place(partial, final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        found = compare_outputs(load_stock(partial), tensors, info.config) if verify else NOT_COMPARED
     notes = _notes(info.config, scheduler)
     if vae.config.scaling_factor != own_factor:
         notes.append(
@@ -121,32 +122,33 @@ def write_pipeline(
         )
     if info.config.frequency_shift == 0:
         notes.append(
-            f"trained at frequency_shift 0, but DiTPipeline computes shift 1: outputs move by up to {deviation:.3g} "
-            f"(largest {largest:.3g}); paddle_dit.conversion.exact_frequencies(pipe) on the loaded pipeline mends it"
+            f"trained at frequency_shift 0, but DiTPipeline computes shift 1: outputs move by up to "
+            f"{found.deviation:.3g} (largest {found.largest:.3g}); paddle_dit.conversion.exact_frequencies(pipe) on "
+            "the loaded pipeline mends it"
         )
-    return PipelineReport(output, max_error, largest, deviation, stock_can_guide(info.config), notes)
+    guides = stock_can_guide(info.config)
+    return PipelineReport(output, found.max_error, found.largest, found.deviation, guides, notes, found.deviations)
 
 
 def read_pipeline(folder: str | Path) -> tuple[dict[str, np.ndarray], ModelInfo]:
     """Read a DiTPipeline folder, ours or another's: weights under our names, and the model's description.
 
-    Where the folder has no ``paddle_dit.json``, the description comes from ``transformer/config.json``; the model is
-    then what the stock class computes: frequency_shift 1 and ``num_embeds_ada_norm`` classes.
+    Where the folder has no ``paddle_dit.json``, the description comes from the tensors and ``transformer/config.json``;
+    the model is then what the stock class computes: frequency_shift 1 and ``num_embeds_ada_norm`` classes.
 
     Raises:
         ConversionError: files that are missing or damaged, or a transformer that is no DiT.
         ConfigError: a damaged ``paddle_dit.json``.
     """
-    folder = Path(folder)
-    own = folder / OWN_INFO
-    info = ModelInfo.load(own) if own.is_file() else _infer_info(folder)
-    return from_ppdiffusers(read_stock_weights(folder / "transformer"), info.config), info
+    source = open_model(folder)
+    return dict(source.tensors), source.info
 
 
 def exact_frequencies(pipe):
-    """Make a loaded stock pipeline exact for a model of frequency_shift 0 (the paper's code), and return it.
+    """Make a loaded pipeline of ppdiffusers or diffusers exact for a model of frequency_shift 0, and return it.
 
-    The stock class divides the exponents of its timestep frequencies by 127, the paper's code by 128.
+    That is a model of the paper's code, which divides the exponents of the timestep frequencies by 128, and the stock
+    classes by 127.
     """
     for block in pipe.transformer.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
@@ -183,45 +185,24 @@ def stock_config(config: DiTConfig) -> dict:
     }
 
 
-def _infer_info(folder: Path) -> ModelInfo:
-    path = folder / "transformer" / "config.json"
-    stock = read_json(path, ConversionError)
-    if stock.get("norm_type") != "ada_norm_zero" or stock.get("activation_fn") != "gelu-approximate":
-        raise ConversionError(f"{path} does not describe a DiT: it needs norm_type ada_norm_zero and gelu-approximate")
-    try:
-        channels, heads = stock["in_channels"], stock["num_attention_heads"]
-        config = DiTConfig(
-            sample_size=stock["sample_size"],
-            patch_size=stock["patch_size"],
-            in_channels=channels,
-            hidden_size=heads * stock["attention_head_dim"],
-            depth=stock["num_layers"],
-            num_heads=heads,
-            num_classes=stock["num_embeds_ada_norm"],
-            learn_sigma=stock.get("out_channels") == 2 * channels,
-        )
-        names = read_json(folder / MODEL_INDEX, ConversionError).get("id2label") or {}
-        return ModelInfo(config, {int(label): str(name) for label, name in names.items()} or None)
-    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
-        raise ConversionError(f"{folder} does not describe a DiT ({type(error).__name__}: {error})") from None
-
-
-def _check_stock_can(config: DiTConfig) -> None:
+def check_stock_can(config: DiTConfig, program: str) -> None:
+    """Raise ConversionError if the stock class of "DiTPipeline" (ppdiffusers) or "diffusers" has not this model."""
     height, width = config.height_width
+    stretches = program == "DiTPipeline"
     obstacles = {
         f"sample_size {height}x{width} is not square": height != width,
-        f"at sample_size {height} (128 or more) it stretches the position table": height >= 128,
+        f"at sample_size {height} (128 or more) it stretches the position table": stretches and height >= 128,
         f"mlp_ratio is {config.mlp_ratio}, not 4": config.mlp_ratio != 4,
         f"norm_eps is {config.norm_eps}, not 1e-6": config.norm_eps != 1e-6,
     }
     for obstacle, applies in obstacles.items():
         if applies:
             raise ConversionError(
-                f"DiTPipeline cannot compute this model: {obstacle}; draw with scripts/sample.py instead"
+                f"{program} cannot compute this model: {obstacle}; draw with scripts/sample.py instead"
             )
 
 
-def _write(folder: Path, tensors, info: ModelInfo, vae, id2label, scheduler: str, weights_format: str) -> None:
+def _write(folder: Path, tensors, info: ModelInfo, vae, id2label, scheduler, weights_format, report) -> None:
     from ppdiffusers import __version__
 
     betas = Schedule.linear().betas
@@ -237,20 +218,21 @@ def _write(folder: Path, tensors, info: ModelInfo, vae, id2label, scheduler: str
     write(MODEL_INDEX, "DiTPipeline", {"id2label": names, **index})
     write("scheduler/scheduler_config.json", parts["scheduler"], {**training, **_SCHEDULE})
     write("transformer/config.json", parts["transformer"], stock_config(info.config))
-    _write_weights(folder / "transformer" / STOCK_WEIGHTS[weights_format], to_ppdiffusers(tensors, info.config))
+    _write_weights(folder / "transformer" / STOCK_WEIGHTS[weights_format], tensors, info.config, report)
     vae.save_pretrained(str(folder / "vae"), safe_serialization=weights_format == "safetensors")
     info.save(folder / OWN_INFO)
 
 
-def _write_weights(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+def _write_weights(path: Path, tensors: Mapping[str, np.ndarray], config: DiTConfig, report) -> None:
     if path.suffix == ".safetensors":
+        rules = ppdiffusers_rules(config)
         # Without this mark ppdiffusers takes the linear layers for PyTorch's, and transposes them.
-        save_file(tensors, path, metadata={"format": "pd"})
+        write_safetensors(path, foreign_shapes(rules, config), split(rules, tensors), {"format": "pd"}, report)
     else:
         import paddle
 
-        paddle.save(tensors, str(path))
+        stock = {name: np.ascontiguousarray(array) for name, array in to_ppdiffusers(tensors, config).items()}
+        paddle.save(stock, str(path))
 
 
 def _check_read_back(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -259,15 +241,6 @@ def _check_read_back(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
     for name, array in tensors.items():
         if not np.array_equal(written[name], array):
             raise ConversionError(f"'{name}' read back differs from the model's; nothing was written")
-
-
-def _put_in_place(partial: Path, final: Path) -> None:
-    """Rename; a folder that is replaced is deleted only once the new one is there."""
-    old = final.with_name(f".{final.name}.old-{os.getpid()}")
-    if final.exists():
-        final.rename(old)
-    partial.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _notes(config: DiTConfig, scheduler: str) -> list[str]:

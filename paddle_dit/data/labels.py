@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from paddle_dit.errors import ConfigError, DataError, nearest
+from paddle_dit.files import read_json
 
 IMAGENET_FILE = Path(__file__).resolve().parents[2] / "data" / "imagenet_labels.json"
 
@@ -18,6 +19,21 @@ def imagenet_labels() -> dict[int, str]:
 def imagenet_names_by_wnid() -> dict[str, str]:
     """Return WordNet id (``"n01440764"``, a folder's name) -> names, in the order of the class ids."""
     return dict(_read_table(IMAGENET_FILE).values())
+
+
+def read_label_names(path: Path, num_classes: int) -> dict[int, str]:
+    """Read a JSON file of class ids and names.
+
+    Raises:
+        ConfigError: it cannot be read, or holds ids that are no classes of so many, or names that are no text.
+    """
+    names = read_json(path, ConfigError)
+    for label, name in names.items():
+        if not label.isdecimal() or len(label) > 19 or int(label) >= num_classes or not isinstance(name, str):
+            raise ConfigError(
+                f'{path}: "{label}": {json.dumps(name)} must be a class id below {num_classes} and its name'
+            )
+    return {int(label): name for label, name in names.items()}
 
 
 @functools.cache

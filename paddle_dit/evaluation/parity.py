@@ -135,7 +135,7 @@ class Reference:
         """Build the model with the file's weights, in evaluation mode."""
         model = DiT(self.config)
         weights = {name: self[f"weights/{name}"] for name in self.names("weights/")}
-        load_weights(model, from_facebook(weights), str(self.path))
+        load_weights(model, from_facebook(weights, self.config), str(self.path))
         model.eval()
         return model
 
@@ -272,7 +272,7 @@ def _training(reference: Reference) -> Iterator[Row]:
     final = dict(model.named_parameters())
     for kind, weights in (("final", final), ("ema", ema.shadow)):
         names = [name for name in reference.names(f"train/{kind}/") if name in weights]
-        arrays = from_facebook({name: reference[f"train/{kind}/{name}"] for name in names})
+        arrays = from_facebook({name: reference[f"train/{kind}/{name}"] for name in names}, reference.config)
         for name, array in arrays.items():
             yield relative(f"train/{kind}/{name}", weights[name].numpy(), array, 1e-4)
 

@@ -15,12 +15,12 @@ from paddle_dit.half_precision import GuardedPrecision
 from paddle_dit.models.tiling import decode_tiles
 from paddle_dit.models.vae_files import (
     check_scaling_factor,
-    find_folder,
+    find_place,
     is_scaling_factor,
     read_config,
     same_signal_handlers,
 )
-from paddle_dit.readers import STOCK_WEIGHTS, read_stock_weights
+from paddle_dit.models.vae_weights import read_vae_weights, weights_file
 
 # In the middle of a decoder every place attends to every other, so its memory grows with the fourth power of the side:
 # one score for each pair is 1 GiB at 128 x 128 latents (1024 pixels at the usual factor of 8), 16 GiB at 256 x 256.
@@ -68,18 +68,15 @@ def find_vae(name_or_path: str | Path, scaling_factor: float | None = None, *, f
         ConversionError: no such folder or model, or its configuration is not an AutoencoderKL's for RGB images.
         ConfigError: a scaling factor that is no such.
     """
-    folder = find_folder(str(name_or_path))
-    config = read_config(folder)
+    place = find_place(str(name_or_path))
+    config = read_config(place)
     own = float(config["scaling_factor"])
     scale = own if scaling_factor is None else float(scaling_factor)
     check_scaling_factor(scale)
     blocks = len(config["block_out_channels"])
     digest = ""
     if fingerprint:
-        weights = next((path for name in STOCK_WEIGHTS.values() if (path := folder / name).is_file()), None)
-        if weights is None:
-            raise ConversionError(f"{folder} holds no weights; place {' or '.join(STOCK_WEIGHTS.values())} there")
-        digest = hashlib.sha256(f"{sha256(weights)} {blocks} {scale!r}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{sha256(weights_file(place))} {blocks} {scale!r}".encode()).hexdigest()
     overridden = None if scale == own else own
     return VaeFiles(str(name_or_path), config["latent_channels"], 2 ** (blocks - 1), scale, digest, overridden)
 
@@ -88,17 +85,18 @@ def load_vae(name_or_path: str | Path, scaling_factor: float | None = None):
     """Return a ppdiffusers ``AutoencoderKL`` in evaluation mode; nothing else in the process changes by it.
 
     Args:
-        name_or_path: a folder of ``save_pretrained``, a folder with such a ``vae/`` in it (a DiTPipeline's), or the
-            hub name of a model, which is downloaded once. ``data/...`` is also looked for at this project's root, so
-            that a run that names its VAE so can be used from anywhere.
+        name_or_path: a folder of ppdiffusers' or diffusers' ``save_pretrained``, a folder with such a ``vae/`` in it (a
+            pipeline's), a file of weights (CompVis's ``.ckpt`` too), or the hub name of a model, which is downloaded
+            once. ``data/...`` is also looked for at this project's root, so that a run that names its VAE so can be
+            used from anywhere.
         scaling_factor: what latents are multiplied by. Default: what its config.json says.
 
     Raises:
         ConversionError: no such folder or model, or files that are missing, damaged or of another class.
         ConfigError: a scaling factor that is no such.
     """
-    folder = find_folder(str(name_or_path))
-    config, tensors = read_config(folder), read_stock_weights(folder)
+    place = find_place(str(name_or_path))
+    config, tensors = read_config(place), read_vae_weights(place)
     if scaling_factor is not None:
         check_scaling_factor(scaling_factor)
         config["scaling_factor"] = scaling_factor
@@ -108,9 +106,8 @@ def load_vae(name_or_path: str | Path, scaling_factor: float | None = None):
         try:
             vae = AutoencoderKL.from_config(config)
         except Exception as error:  # the class checks nothing, so wrong values fail anywhere in it
-            raise ConversionError(f"{folder / 'config.json'} does not describe an AutoencoderKL ({error})") from None
-    vae._convert_deprecated_attention_blocks(tensors)  # files from before ppdiffusers 0.24 name attention otherwise
-    load_weights(vae, tensors, folder)
+            raise ConversionError(f"the config.json of {place} does not describe an AutoencoderKL ({error})") from None
+    load_weights(vae, tensors, place)
     vae.eval()
     return vae
 

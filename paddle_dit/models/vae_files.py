@@ -4,25 +4,29 @@ import contextlib
 import fcntl
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paddle_dit.errors import ConfigError, ConversionError
-from paddle_dit.files import read_json
+from paddle_dit.hub import fetch
+from paddle_dit.models.vae_weights import described
 from paddle_dit.readers import STOCK_WEIGHTS
 
 _ROOT = Path(__file__).resolve().parents[2]
 _HUB_NAME = re.compile(r"(?!data/)\w[\w.-]*/\w[\w.-]*")  # data/ is this project's own folder
 _FILES = f"config.json and {' or '.join(STOCK_WEIGHTS.values())}"
+_WEIGHTS = (*STOCK_WEIGHTS.values(), "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _SCALING_FACTOR = 0.18215  # and the other values are the class's defaults too, for what a config.json leaves out
 
 
-def find_folder(name: str) -> Path:
-    """Return the folder that holds a VAE's config.json; what a hub name names is downloaded once.
+def find_place(name: str) -> Path:
+    """Return the folder that holds a VAE's config.json, or the file of its weights; a hub's is downloaded once.
 
     Raises:
         ConversionError: there is none.
     """
+    if Path(name).is_file():
+        return Path(name)
     for folder in (folder for place in _places(name) for folder in (place, place / "vae")):
         if (folder / "config.json").is_file():
             return folder
@@ -42,19 +46,20 @@ def _places(name: str) -> list[Path]:
     return [Path(name), _ROOT / name] if name.startswith("data/") else [Path(name)]
 
 
-def read_config(folder: Path) -> dict:
-    """Return what a config.json says of an AutoencoderKL that encodes RGB images and decodes them in their own size.
+def read_config(place: Path) -> dict:
+    """Return the configuration of an AutoencoderKL that encodes RGB images and decodes them in their own size.
+
+    Args:
+        place: its folder, or the file of its weights.
 
     Returns:
-        the file's values, with ``block_out_channels``, ``latent_channels`` and ``scaling_factor`` in any case.
+        what :func:`~paddle_dit.models.vae_weights.described` says, with ``block_out_channels``, ``latent_channels`` and
+        ``scaling_factor`` in any case.
 
     Raises:
         ConversionError: it describes no such VAE.
     """
-    path = folder / "config.json"
-    config = read_json(path, ConversionError)
-    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        raise ConversionError(f"{folder} holds a {config['_class_name']}, not an AutoencoderKL; give a VAE's folder")
+    config = described(place)
     blocks = config.get("block_out_channels", [64])
     config |= {
         "block_out_channels": blocks,
@@ -68,19 +73,21 @@ def read_config(folder: Path) -> dict:
     good = all(isinstance(values, list) and values for half in halves.values() for values in half)
     good = good and isinstance(config["latent_channels"], int) and config["latent_channels"] > 0
     if not good or not is_scaling_factor(config["scaling_factor"]):
-        raise ConversionError(f"{path} does not describe an AutoencoderKL; restore it")
+        raise ConversionError(f"the config.json of {place} does not describe an AutoencoderKL; restore it")
     for name in ("in_channels", "out_channels"):
         if config.get(name, 3) != 3:
             verb = "takes" if name == "in_channels" else "makes"
-            raise ConversionError(f"{folder} {verb} images of {config[name]} channels; give a VAE for RGB images")
+            raise ConversionError(f"{place} {verb} images of {config[name]} channels; give a VAE for RGB images")
     counts = {name: len(types) for name, (_, types) in halves.items()}
     if counts["encoder"] != counts["decoder"]:
         raise ConversionError(
-            f"{folder} is asymmetric: its encoder has {counts['encoder']} blocks and its decoder {counts['decoder']}, "
+            f"{place} is asymmetric: its encoder has {counts['encoder']} blocks and its decoder {counts['decoder']}, "
             "so images would come back in another size; give a VAE that has as many in both"
         )
     if any(len(channels) != len(types) for channels, types in halves.values()):
-        raise ConversionError(f"{path} does not describe an AutoencoderKL (channels and blocks differ); restore it")
+        raise ConversionError(
+            f"the config.json of {place} does not describe an AutoencoderKL (channels and blocks differ); restore it"
+        )
     return config
 
 
@@ -111,7 +118,7 @@ def same_signal_handlers() -> Iterator[None]:
 
 
 def _download(name: str) -> Path:
-    """Return the folder in ppdiffusers' cache that holds the hub's model, downloading what is missing."""
+    """Return the folder that holds a hub's model: Paddle's hub has VAEs in its own format, the other all of them."""
     # ppdiffusers' own from_pretrained would unpickle what it downloads, so only its download is used.
     with same_signal_handlers():
         from ppdiffusers.utils import PPDIFFUSERS_CACHE, _get_model_file
@@ -120,11 +127,18 @@ def _download(name: str) -> Path:
     with _one_at_a_time(Path(PPDIFFUSERS_CACHE)):
         for choices in (["config.json"], list(STOCK_WEIGHTS.values())):
             if not any((folder / file).is_file() or _fetched(_get_model_file, name, file) for file in choices):
-                raise ConversionError(
-                    f"no folder {name}, and the hub's model of that name could not be fetched; place {_FILES} "
-                    f"into {folder}, or into any folder and name that"
-                )
+                folder = fetch(name, _wanted, _FILES)
+                return next(place for place in (folder, folder / "vae") if (place / "config.json").is_file())
     return folder
+
+
+def _wanted(files: Sequence[str]) -> list[str]:
+    """Return which of a hub model's files are its VAE's, in one form."""
+    for folder in ("", "vae/"):
+        weights = [folder + name for name in _WEIGHTS if folder + name in files]
+        if f"{folder}config.json" in files and weights:
+            return [f"{folder}config.json", weights[0]]
+    raise ConversionError("the hub's model holds no VAE")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import numpy as np
 
 from paddle_dit.checkpoint import INFO, checkpoint_folders, read_info
 from paddle_dit.config import DiTConfig, ModelInfo
-from paddle_dit.conversion.from_hub import find_model
 from paddle_dit.conversion.loading import read_weights
 from paddle_dit.data.labels import imagenet_labels
 from paddle_dit.errors import CheckpointError, ConfigError, PaddleDiTError
@@ -161,7 +160,7 @@ def find_initial(recipe: TrainRecipe) -> InitialWeights | None:
     if former is not None:
         return InitialWeights(recipe.init_from, former, None)
     try:
-        tensors, info = read_weights(find_model(recipe.init_from), recipe.init_weights)
+        tensors, info = read_weights(recipe.init_from, recipe.init_weights)
     except PaddleDiTError as error:
         told = str(error).replace("--weights", "--init-weights")
         raise type(error)(f"--init-from {recipe.init_from}: {told}") from None

@@ -110,7 +110,7 @@ def below_a_file(run_folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda run: ["--checkpoint", run / "nowhere"], "no such checkpoint or run folder"),
+        (lambda run: ["--checkpoint", run / "nowhere"], "there is no file or folder"),
         (lambda run: ["--vae", run / "nowhere"], "no such VAE folder"),
         (lambda run: ["--vae", run], "holds no VAE; place config.json"),
         (lambda run: ["--wieghts", "ema"], "Did you mean 'weights'"),
@@ -118,7 +118,7 @@ def below_a_file(run_folder):
         (damaged, "ema.safetensors has changed"),
         (no_ema, "no ema weights; ask for --weights model"),
         (lone_file, "weights need their config.json beside them"),
-        (foreign_file, "unexpected: conv_in.weight"),
+        (foreign_file, "unet.safetensors: it holds the tensors of a UNet"),
         (text_file, "no Paddle weights"),
         (occupied, "exists and is no DiTPipeline folder"),
         (below_a_file, "config.json is a file; choose another folder"),

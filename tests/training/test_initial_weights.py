@@ -244,7 +244,7 @@ def test_other_weights_do_not_change_a_run_that_goes_on(trained, recipe, tmp_pat
     assert f"changed since the checkpoint: init_from was {folder}, now some/where" in told
     assert "some/where is not read: the run goes on" in told
     assert files(tmp_path / "run" / "checkpoint-2") == before
-    with pytest.raises(PaddleDiTError, match="--init-from some/where: there is no file or folder some/where"):
+    with pytest.raises(PaddleDiTError, match="--init-from: there is no file or folder some/where"):
         make_plan(recipe("some/where", max_steps=2, resume=False))
 
 
@@ -289,13 +289,13 @@ BAD = {
     "empty folder": (lambda folder: folder.mkdir() or folder, ""),
     "of another depth": (
         lambda folder: damaged(folder, dataclasses.replace(CONFIG, depth=3), weights(CONFIG, 0)),
-        r"does not hold the weights that its configuration says \(missing: blocks.2",
+        r"not the weights of this DiT configuration \(missing: blocks.2",
     ),
     "of another width": (
         lambda folder: damaged(folder, dataclasses.replace(CONFIG, hidden_size=96), weights(CONFIG, 0)),
-        r"\(of another shape: ",
+        "does not fit the model's configuration",
     ),
-    "NaN": (with_nan, "'blocks.1.mlp.fc1.bias' holds NaN"),
+    "NaN": (with_nan, "'blocks.1.mlp.fc1.bias'.* holds NaN"),
     "cut short": (cut, "cut short"),
     "a text": (text, ""),
 }
@@ -305,8 +305,9 @@ BAD = {
 def test_bad_weights_are_one_line_and_nothing_is_written(recipe, tmp_path, case):
     make, told = BAD[case]
     path = make(tmp_path / "given")
-    with pytest.raises(PaddleDiTError, match=f"^--init-from {path}.*{told}") as error:
+    with pytest.raises(PaddleDiTError, match=f"^--init-from: .*{told}") as error:
         make_plan(recipe(path))
+    assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 

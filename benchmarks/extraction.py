@@ -116,8 +116,8 @@ def main() -> None:
             asked = ExtractionOptions(
                 images,
                 folder / f"store-{place}",
-                str(vae),
-                size,
+                vae=str(vae),
+                image_size=size,
                 num_workers=options.num_workers,
                 batch_size=options.batch_size,
             )

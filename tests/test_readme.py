@@ -10,8 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from .conftest import ROOT
+from .conversion.pytorch_files import write_pt
 
 # .ci/run calls the first two; activating is theirs to do; several machines have a test of their own
 ELSEWHERE = ("bash scripts/quickstart.sh", "bash scripts/test.sh", "source ", "bash scripts/train_multi_node.sh")
@@ -22,12 +24,15 @@ SMALLER = [
     ("--per_device_train_batch_size 32", "--per_device_train_batch_size 4"),
     ("-n 8", "-n 1"),
     ("--nproc_per_node=8", "--nproc_per_node=1"),
+    ("--nproc_per_node 8", "--nproc_per_node 2"),
     ("DiT-XL/2 --feature", "DiT-S/8 --feature"),
+    ("DiT-XL/2 --data", "DiT-S/8 --global-batch-size 4 --max-steps 1 --data"),
     ("--global-batch-size 256", "--global-batch-size 8 --max-steps 1 --num-workers 0"),
     ("--num-inference-steps 250", "--num-inference-steps 2"),
     ("--num-inference-steps 50", "--num-inference-steps 2"),
     ("num_inference_steps=25", "num_inference_steps=2"),
     ("--kills 10", "--kills 1"),
+    ("--max-steps 24000", "--max-steps 1 --global-batch-size 8"),
 ]
 
 
@@ -49,7 +54,7 @@ def smaller(text):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Lay out the project with small stand-ins for ImageNet's latents and Stable Diffusion's VAE."""
+    """Lay out the project with small stand-ins for ImageNet, its latents and Stable Diffusion's VAE."""
     from ppdiffusers import AutoencoderKL
 
     folder = tmp_path_factory.mktemp("project")
@@ -65,7 +70,27 @@ def folder(tmp_path_factory):
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     vae = AutoencoderKL(**blocks, block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=2)
     vae.save_pretrained(str(folder / "stabilityai/sd-vae-ft-mse"), safe_serialization=True)
+    for index in range(8):
+        path = folder / "imagenet/train" / ("n01440764", "n01443537")[index % 2] / f"{index}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (280, 300, 3), dtype=np.uint8)).save(path)
+    write_published(folder / "DiT-XL-2-256x256.pt")
     return folder
+
+
+def write_published(path):
+    """Write random weights as the paper's code publishes its own; the width tells the number of heads."""
+    from paddle_dit.config import DiTConfig
+    from paddle_dit.conversion.keymaps import facebook_rules, split
+    from paddle_dit.models.refit import parameter_shapes
+    from paddle_dit.positions import sincos_position_table
+
+    config = DiTConfig(patch_size=8, hidden_size=384, depth=1, num_heads=6)
+    random = np.random.default_rng(0)
+    shapes = parameter_shapes(config)
+    ours = {name: random.standard_normal(shape, np.float32) / 50 for name, shape in shapes.items()}
+    table = sincos_position_table(config.hidden_size, config.grid)[None]
+    write_pt(path, {"pos_embed": table, **dict(split(facebook_rules(config), ours))})
 
 
 def environment():
@@ -81,14 +106,20 @@ def run(folder, command):
 
 def test_commands_and_snippet_run_as_written(folder):
     ran = [line for line in commands() if "benchmarks/" not in line]
-    assert len(ran) == 12
+    assert len(ran) == 18
     for line in ran:
         program, *arguments = shlex.split(smaller(line))
         run(folder, [{"python": sys.executable}.get(program, program), *arguments])
     (snippet,) = blocks("python")
     run(folder, [sys.executable, "-c", smaller(snippet)])
     written = [
+        "data/imagenet256/preview.png",
+        "outputs/data.png",
+        "results-from-images/checkpoint-1",
         "results/checkpoint-1",
+        "results-finetuned/checkpoint-1",
+        "DiT-XL-2-256/model.safetensors",
+        "DiT-XL-2-256-diffusers/config.json",
         "image_generation_dit_output_trainer/checkpoint-1",
         "results-trainer/checkpoint-1",
         "DiT_XL_2_256/model_index.json",

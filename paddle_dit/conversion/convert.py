@@ -14,13 +14,14 @@ from paddle_dit.checkpoint import INFO
 from paddle_dit.config import PRESETS, DiTConfig
 from paddle_dit.conversion.architecture import Hints
 from paddle_dit.conversion.formats import DIFFUSERS, STOCK_NAMES
-from paddle_dit.conversion.keymaps import foreign_shapes, our_shapes, ppdiffusers_rules
+from paddle_dit.conversion.keymaps import foreign_shapes, ppdiffusers_rules
 from paddle_dit.conversion.loading import class_names
 from paddle_dit.conversion.outputs import TARGETS, check_output, write_model, write_vae
 from paddle_dit.conversion.ppdiffusers_pipeline import write_pipeline
 from paddle_dit.conversion.sources import Source, VaeSource, open_source
 from paddle_dit.data.labels import imagenet_labels, read_label_names
 from paddle_dit.errors import ConversionError
+from paddle_dit.models.refit import parameter_shapes
 from paddle_dit.weight_files import read_table
 
 Rows = list[tuple[str, str]]
@@ -103,7 +104,7 @@ def _describe(config: DiTConfig) -> Rows:
 def _to_files(source: Source, request: Request) -> Rows:
     target, config, rows = request.target or "paddle_dit", source.info.config, []
     rules = TARGETS[target].rules(config)
-    size = 4 * sum(map(prod, [*foreign_shapes(rules, config).values(), *our_shapes(config).values()]))
+    size = 4 * sum(map(prod, [*foreign_shapes(rules, config).values(), *parameter_shapes(config).values()]))
 
     def check(file: Path) -> None:
         bar.close()

@@ -11,9 +11,9 @@ import numpy as np
 
 from paddle_dit.config import DiTConfig
 from paddle_dit.errors import ConversionError
+from paddle_dit.models.refit import parameter_shapes
 
 STOCK_NULL_CLASS = 1000  # the row of the label table that DiTPipeline takes for "no class", whatever the model
-FREQUENCIES = 256  # inputs of the timestep embedder
 
 Tensors = dict[str, np.ndarray]
 
@@ -54,7 +54,7 @@ class Joined(Mapping):
     ):
         check_names(tensors, {name for rule in rules for name in rule.theirs})
         self._rules = {rule.ours: rule for rule in rules}
-        self._tensors, self._shapes, self._place = tensors, our_shapes(config), place
+        self._tensors, self._shapes, self._place = tensors, parameter_shapes(config), place
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rules)
@@ -118,29 +118,8 @@ def split(rules: Sequence[Rule], tensors: Mapping[str, np.ndarray]) -> Iterator[
 
 def foreign_shapes(rules: Sequence[Rule], config: DiTConfig) -> dict[str, tuple[int, ...]]:
     """Return the shapes of what :func:`split` yields, in its order, without the numbers."""
-    blank = {name: np.broadcast_to(np.float32(0), shape) for name, shape in our_shapes(config).items()}
+    blank = {name: np.broadcast_to(np.float32(0), shape) for name, shape in parameter_shapes(config).items()}
     return {name: array.shape for name, array in split(rules, blank)}
-
-
-def our_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of our tensors, in the order of our own files: those of the model's state dict."""
-    width, patch = config.hidden_size, config.patch_size**2
-    hidden = int(width * config.mlp_ratio)
-    layers = {
-        "x_embedder.proj": (config.in_channels * patch, width),
-        "t_embedder.mlp.0": (FREQUENCIES, width),
-        "t_embedder.mlp.2": (width, width),
-    }
-    for index in range(config.depth):
-        block = {"attn.qkv": (width, 3 * width), "attn.proj": (width, width)}
-        block |= {"mlp.fc1": (width, hidden), "mlp.fc2": (hidden, width), "adaLN_modulation.1": (width, 6 * width)}
-        layers |= {f"blocks.{index}.{name}": shape for name, shape in block.items()}
-    layers["final_layer.linear"] = (width, patch * config.out_channels)
-    layers["final_layer.adaLN_modulation.1"] = (width, 2 * width)
-    shapes = {"y_embedder.embedding_table.weight": (config.label_rows, width)}
-    for name, (inputs, outputs) in layers.items():
-        shapes |= {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
-    return shapes
 
 
 def stock_classes(config: DiTConfig) -> int:
@@ -155,7 +134,7 @@ def stock_can_guide(config: DiTConfig) -> bool:
 
 def our_rules(config: DiTConfig) -> list[Rule]:
     """Return the table for our own files: each tensor is itself."""
-    return [Rule(name, (name,), *_same(1)) for name in our_shapes(config)]
+    return [Rule(name, (name,), *_same(1)) for name in parameter_shapes(config)]
 
 
 def facebook_rules(config: DiTConfig) -> list[Rule]:
@@ -179,7 +158,7 @@ def diffusers_rules(config: DiTConfig) -> list[Rule]:
 
 
 def _paper_rules(config: DiTConfig, turned: bool) -> Iterator[Rule]:
-    for name in our_shapes(config):
+    for name in parameter_shapes(config):
         if name == "x_embedder.proj.weight":
             yield Rule(name, (name,), *_patches(config)(1))
         else:

@@ -9,10 +9,10 @@ import numpy as np
 import paddle
 
 from paddle_dit.config import DiTConfig
-from paddle_dit.conversion.keymaps import FREQUENCIES
 from paddle_dit.conversion.loading import build_dit
 from paddle_dit.conversion.ppdiffusers_pipeline import stock_config
 from paddle_dit.errors import ConversionError
+from paddle_dit.models.refit import FREQUENCIES
 
 TOLERANCE = 1e-5  # of the largest output, or absolute where that is below 1
 TIMESTEPS = (0, 1, 250, 500, 998, 999)

@@ -14,9 +14,8 @@ from paddle import nn
 
 from paddle_dit.config import DiTConfig
 from paddle_dit.models.fused import Linear, add_gated, modulated_norm
+from paddle_dit.models.refit import FREQUENCIES
 from paddle_dit.positions import sincos_position_table
-
-FREQUENCY_EMBEDDING_SIZE = 256
 
 
 class PatchEmbed(nn.Layer):
@@ -42,15 +41,15 @@ class TimestepEmbedder(nn.Layer):
     def __init__(self, config: DiTConfig):
         super().__init__()
         width = config.hidden_size
-        self.divisor = FREQUENCY_EMBEDDING_SIZE // 2 - config.frequency_shift
-        self.mlp = nn.Sequential(Linear(FREQUENCY_EMBEDDING_SIZE, width), nn.Silu(), Linear(width, width))
+        self.divisor = FREQUENCIES // 2 - config.frequency_shift
+        self.mlp = nn.Sequential(Linear(FREQUENCIES, width), nn.Silu(), Linear(width, width))
 
     def forward(self, timesteps):
         """Map timesteps ``[N]`` to ``[N, D]``.
 
         The frequencies are computed here, not kept in a buffer, so that casting the model cannot round them.
         """
-        exponents = paddle.arange(FREQUENCY_EMBEDDING_SIZE // 2, dtype="float32") * -math.log(10000) / self.divisor
+        exponents = paddle.arange(FREQUENCIES // 2, dtype="float32") * -math.log(10000) / self.divisor
         frequencies = paddle.exp(exponents)
         angles = timesteps.astype("float32").unsqueeze(1) * frequencies.unsqueeze(0)
         sinusoids = paddle.concat([angles.cos(), angles.sin()], axis=-1)

@@ -13,7 +13,7 @@ Tensors = dict[str, np.ndarray]
 
 PATCHES_IN, PATCHES_OUT = "x_embedder.proj.weight", "final_layer.linear"
 LABELS = "y_embedder.embedding_table.weight"
-FREQUENCIES = 256
+FREQUENCIES = 256  # inputs of the timestep embedder
 
 
 def parameter_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:

@@ -12,11 +12,12 @@ from safetensors.numpy import load_file, save_file
 from paddle_dit.conversion import load_model, read_weights
 from paddle_dit.conversion.architecture import POSITION_TOLERANCE, Hints
 from paddle_dit.conversion.formats import DIFFUSERS, FACEBOOK, OWN, PADDLEMIX, PPDIFFUSERS
-from paddle_dit.conversion.keymaps import foreign_shapes, our_shapes, split
+from paddle_dit.conversion.keymaps import foreign_shapes, split
 from paddle_dit.conversion.outputs import write_model
 from paddle_dit.conversion.ppdiffusers_pipeline import stock_config
 from paddle_dit.conversion.sources import open_model
 from paddle_dit.errors import CheckpointError, ConversionError
+from paddle_dit.models.refit import parameter_shapes
 from paddle_dit.positions import sincos_position_table
 
 from ..conftest import GOLDEN
@@ -182,7 +183,7 @@ def test_there_and_back_is_bit_exact(tiny, tmp_path, target, fields):
 @pytest.mark.parametrize("fields", [{}, {"num_classes": 0}, {"class_dropout_prob": 0.0, "learn_sigma": False}])
 def test_our_shapes_are_those_of_the_model(tiny, fields):
     tensors, info = tiny(**fields)
-    assert our_shapes(info.config) == {name: array.shape for name, array in tensors.items()}
+    assert parameter_shapes(info.config) == {name: array.shape for name, array in tensors.items()}
     for form in (FACEBOOK, PADDLEMIX, DIFFUSERS, PPDIFFUSERS, OWN):
         announced = foreign_shapes(form.rules(info.config), info.config)
         assert announced == {name: array.shape for name, array in split(form.rules(info.config), tensors)}

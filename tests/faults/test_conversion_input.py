@@ -11,9 +11,10 @@ from paddle_dit.config import DiTConfig, ModelInfo
 from paddle_dit.conversion.architecture import Hints
 from paddle_dit.conversion.convert import Request, convert
 from paddle_dit.conversion.formats import DIFFUSERS, FACEBOOK
-from paddle_dit.conversion.keymaps import our_shapes, split
+from paddle_dit.conversion.keymaps import split
 from paddle_dit.conversion.ppdiffusers_pipeline import stock_config
 from paddle_dit.errors import PaddleDiTError
+from paddle_dit.models.refit import parameter_shapes
 from paddle_dit.positions import sincos_position_table
 
 from ..conversion.pytorch_files import write_pt
@@ -24,7 +25,7 @@ CONFIG = DiTConfig(sample_size=8, hidden_size=48, depth=1, num_heads=3, num_clas
 
 def weights(form=FACEBOOK):
     rng = np.random.default_rng(0)
-    ours = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in our_shapes(CONFIG).items()}
+    ours = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in parameter_shapes(CONFIG).items()}
     found = {name: np.ascontiguousarray(array) for name, array in split(form.rules(CONFIG), ours)}
     return found | ({"pos_embed": sincos_position_table(48, (4, 4))[None]} if form is FACEBOOK else {})
 

@@ -14,7 +14,7 @@ from paddle_dit.readers import STOCK_WEIGHTS
 
 _ROOT = Path(__file__).resolve().parents[2]
 _HUB_NAME = re.compile(r"(?!data/)\w[\w.-]*/\w[\w.-]*")  # data/ is this project's own folder
-_FILES = f"config.json and {' or '.join(STOCK_WEIGHTS.values())}"
+_FILES = f"config.json and {STOCK_WEIGHTS['safetensors']} or diffusion_pytorch_model.safetensors"
 _WEIGHTS = (*STOCK_WEIGHTS.values(), "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _SCALING_FACTOR = 0.18215  # and the other values are the class's defaults too, for what a config.json leaves out
 

@@ -36,7 +36,7 @@ def test_hub_name_is_taken_from_the_cache_or_explained(vae, tmp_path, monkeypatc
     monkeypatch.setattr("ppdiffusers.utils.PPDIFFUSERS_CACHE", str(tmp_path))
     monkeypatch.setattr("ppdiffusers.utils._get_model_file", lambda *_, **__: (_ for _ in ()).throw(OSError))
     with pytest.raises(
-        ConversionError, match=r"place config.json and diffusion_paddle_model.safetensors or model_state"
+        ConversionError, match=r"place config.json and diffusion_paddle_model.safetensors or diffusion_pytorch"
     ):
         load_vae("someone/some-vae")
     vae.save_pretrained(str(tmp_path / "someone" / "some-vae"))

@@ -167,6 +167,9 @@ def describe_stock(values: dict, path: Path) -> Description:
     if channels is not None and out is not None:
         said["learn_sigma"] = out == 2 * channels
     epsilon = values.get("norm_eps", 1e-6)
+    for key, value in (("norm_eps", epsilon), ("out_channels", out)):
+        if not isinstance(value, int | float) and (key, value) != ("out_channels", None):
+            raise ConversionError(f"{path} does not describe a DiT: {key} is {value!r}, not a number")
     notes = [f"the norm before an MLP has epsilon {epsilon:g} there and 1e-06 here"] if epsilon != 1e-6 else []
     return Description(str(path), said, tuple(notes))
 
@@ -220,14 +223,18 @@ def _compare(shown: dict, said: dict, place: str) -> None:
         raise ConversionError(f"{place} contradicts the tensors: {told}; give the configuration that belongs to them")
 
 
+def preset_heads(width: int) -> int | None:
+    """Return the attention heads of the presets of a width, if there are any."""
+    return {fields["hidden_size"]: fields["num_heads"] for fields in PRESETS.values()}.get(width)
+
+
 def _heads(width: int, said: dict, place: str, hints: Hints) -> tuple[int, str]:
-    presets = {fields["hidden_size"]: fields["num_heads"] for fields in PRESETS.values()}
     if hints.num_heads is not None:
         return hints.num_heads, f"{hints.num_heads} heads: as you say"
     if "num_heads" in said:
         return said["num_heads"], f"{said['num_heads']} heads: from {place}"
-    if width in presets:
-        return presets[width], f"{presets[width]} heads: those of the presets of width {width}; no tensor shows them"
+    if (heads := preset_heads(width)) is not None:
+        return heads, f"{heads} heads: those of the presets of width {width}; no tensor shows them"
     raise ConversionError(f"no tensor shows the number of heads, and no preset has width {width}; give --num-heads")
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from paddle_dit.checkpoint import INFO
 from paddle_dit.config import PRESETS, DiTConfig
-from paddle_dit.conversion.architecture import Hints
+from paddle_dit.conversion.architecture import Hints, preset_heads
 from paddle_dit.conversion.formats import DIFFUSERS, STOCK_NAMES
 from paddle_dit.conversion.keymaps import foreign_shapes, ppdiffusers_rules
 from paddle_dit.conversion.loading import class_names
@@ -21,6 +21,7 @@ from paddle_dit.conversion.ppdiffusers_pipeline import write_pipeline
 from paddle_dit.conversion.sources import Source, VaeSource, open_source
 from paddle_dit.data.labels import imagenet_labels, read_label_names
 from paddle_dit.errors import ConversionError
+from paddle_dit.files import read_json
 from paddle_dit.models.refit import parameter_shapes
 from paddle_dit.weight_files import read_table
 
@@ -61,6 +62,10 @@ def convert(request: Request) -> Rows:
     Raises:
         PaddleDiTError: something that a user can mend; nothing is left of the output.
     """
+    if request.verify:
+        import paddle
+
+        paddle.set_device("cpu")  # a GPU's TF32 would fail comparisons that should pass
     check_output(request.output, request.target or "paddle_dit")
     source = open_source(request.path, request.weights, request.hints)
     if isinstance(source, VaeSource):
@@ -113,8 +118,25 @@ def _to_files(source: Source, request: Request) -> Rows:
 
     with _bar(size, "write, read back", "B") as bar:
         file = write_model(source.tensors, source.info, request.output, target, report=bar.update, check=check)
+    rows += _unsaid(config, target, request.verify)
     written = [("written", f"{target}: {request.output}"), ("weights", f"{file.stat().st_size:,} bytes of float32")]
-    return [*written, *_numbers(source), *(rows or [_NOT_COMPARED])]
+    return [*written, *_numbers(source), *rows, *([] if request.verify else [_NOT_COMPARED])]
+
+
+def _unsaid(config: DiTConfig, target: str, verified: bool) -> Rows:
+    """Return what the written format cannot say of a model, and its program would compute otherwise."""
+    rows = []
+    if target == "facebook" and config.frequency_shift != 0:
+        rows.append(
+            "the paper's code computes frequency_shift 0, this model was trained with 1: its outputs will differ"
+        )
+        rows.append("there; read it here with --frequency-shift 1, which is exact")
+    if target == "facebook" and config.num_heads != preset_heads(config.hidden_size):
+        rows.append(f"a state dict does not tell the {config.num_heads} heads: build the model with num_heads so")
+    if target == "diffusers" and config.frequency_shift == 0 and not verified:
+        rows.append("diffusers computes frequency_shift 1, the model was trained with 0; on the loaded pipeline,")
+        rows.append("paddle_dit.conversion.exact_frequencies(pipe) mends it")
+    return [("note", line) for line in rows]
 
 
 def _numbers(source: Source) -> Rows:
@@ -214,16 +236,12 @@ def _to_vae(source: VaeSource, request: Request) -> Rows:
         raise ConversionError(f"{source.path} is a VAE, which becomes a folder of ppdiffusers; leave --to out")
     rows = []
 
-    def check(folder: Path) -> None:
-        import paddle
+    def check(vae) -> None:
+        from paddle_dit.models.vae import decode, encode
 
-        from paddle_dit.models.vae import decode, encode, load_vae
-
-        vae = load_vae(folder)
         side = 2 ** (len(vae.config.block_out_channels) + 2)
         images = np.random.default_rng(0).uniform(-1, 1, (1, vae.config.in_channels, side, side)).astype(np.float32)
-        with paddle.no_grad():
-            latents = encode(vae, images)
+        latents = encode(vae, images)
         if not np.isfinite(latents).all():
             raise ConversionError(f"{source.path}: the latents of an image are not finite; the weights are damaged")
         shape = decode(vae, latents).shape
@@ -232,15 +250,18 @@ def _to_vae(source: VaeSource, request: Request) -> Rows:
         )
 
     place = request.path if request.path.is_file() else source.path.parent
-    config = write_vae(place, request.output, check if request.verify else lambda folder: None)
-    scale = config.get("scaling_factor", 0.18215)
+    config, count = write_vae(place, request.output, check if request.verify else lambda vae: None)
+    beside = (place if place.is_dir() else place.parent) / INFO
+    is_said = beside.is_file() and "scaling_factor" in read_json(beside, ConversionError)
+    left = len(source.tensors) - count
     return [
         ("found", "VAE of Stable Diffusion (AutoencoderKL)"),
         ("in", str(source.path)),
-        ("architecture", f"widths {config.get('block_out_channels')}, {config.get('latent_channels', 4)} channels"),
-        ("scale", f"{scale:g}" + ("" if (place / INFO).is_file() else ": Stable Diffusion's; no tensor shows it")),
+        ("architecture", f"widths {config['block_out_channels']}, {config['latent_channels']} channels"),
+        ("scale", f"{config['scaling_factor']:g}" + ("" if is_said else ": Stable Diffusion's; no file says it")),
         *(("note", line) for line in source.notes),
         ("written", f"ppdiffusers AutoencoderKL: {request.output}"),
-        ("tensors", f"{len(source.tensors)} used once each, read back and equal bit for bit"),
+        ("tensors", f"{count} used once each, read back and equal bit for bit"),
+        *([("left out", f"{left} of the source, which only its training needs")] if left else []),
         *(rows or [_NOT_COMPARED]),
     ]

@@ -9,12 +9,12 @@ import numpy as np
 
 from paddle_dit.checkpoint import INFO
 from paddle_dit.config import DiTConfig, ModelInfo
-from paddle_dit.conversion.formats import DIFFUSERS, FACEBOOK, OWN, OWN_INFO, Format
+from paddle_dit.conversion.formats import DIFFUSERS, FACEBOOK, OURS, OWN, OWN_INFO, Format
 from paddle_dit.conversion.keymaps import Joined, foreign_shapes, split
 from paddle_dit.conversion.ppdiffusers_pipeline import check_stock_can, stock_config
 from paddle_dit.conversion.tables import Renamed
 from paddle_dit.errors import ConfigError, ConversionError
-from paddle_dit.files import appears_whole, check_writable, write_json
+from paddle_dit.files import appears_whole, check_writable, read_json, write_json
 from paddle_dit.models.vae_files import read_config
 from paddle_dit.models.vae_weights import read_vae_weights
 from paddle_dit.positions import sincos_position_table
@@ -41,13 +41,32 @@ def check_output(output: Path, target: str, replace_own: bool = False) -> None:
         ConfigError: the name or place is to be changed.
     """
     check_writable(output.resolve().parent, "DST")
-    own = output.is_dir() and {path.name for path in output.iterdir()} <= {INFO, MODEL_FILE}
-    if (output.exists() or output.is_symlink()) and not (replace_own and own):
+    if (output.exists() or output.is_symlink()) and not (replace_own and _is_own(output)):
         raise ConfigError(f"{output} exists; choose another DST, or move it away")
     if target == "facebook" and output.suffix not in (".safetensors", ".pt"):
         raise ConfigError(f"{output} will be one file of the paper's code; let its name end in .safetensors or .pt")
     if target == "facebook" and output.suffix == ".pt" and find_spec("torch") is None:
         raise ConfigError(f"{output} needs PyTorch, which is not installed here; name it .safetensors instead")
+
+
+def _is_own(output: Path) -> bool:
+    """Whether a folder is empty or a model folder of ours; other libraries' have files of the same names."""
+    names = {path.name for path in output.iterdir()} if output.is_dir() else {"a file"}
+    if not names:
+        return True
+    return names == {INFO, MODEL_FILE} and read_json(output / INFO, ConversionError).get("format") == OURS
+
+
+def _check_paper_can(config: DiTConfig) -> None:
+    """Raise ConversionError for a model that no arguments of the paper's ``DiT`` describe."""
+    height, width = config.height_width
+    obstacles = {
+        f"its latents are {height}x{width}, not square": height != width,
+        f"norm_eps is {config.norm_eps}, not 1e-6": config.norm_eps != 1e-6,
+    }
+    for obstacle, applies in obstacles.items():
+        if applies:
+            raise ConversionError(f"the paper's code cannot compute this model: {obstacle}; choose another --to")
 
 
 def write_model(
@@ -81,6 +100,8 @@ def write_model(
     check_output(output, target, replace_own)
     if target == "diffusers":
         check_stock_can(info.config, "diffusers")
+    elif target == "facebook":
+        _check_paper_can(info.config)
     form = TARGETS[target]
     with appears_whole(output) as partial:
         file = partial if target == "facebook" else partial / (MODEL_FILE if target == "paddle_dit" else DIFFUSERS_FILE)
@@ -121,18 +142,22 @@ def _check_read_back(file: Path, form: Format, tensors, config: DiTConfig, repor
         report(array.nbytes)
 
 
-def write_vae(place: Path, output: Path, check: Callable[[Path], object] = lambda path: None) -> dict:
-    """Write a VAE as a folder of ppdiffusers' AutoencoderKL, and return its configuration.
+def write_vae(place: Path, output: Path, check: Callable[[object], object] = lambda vae: None) -> tuple[dict, int]:
+    """Write a VAE as a folder of ppdiffusers' AutoencoderKL; return its configuration and the number of its tensors.
 
     Args:
         place: file or folder of ppdiffusers, diffusers or CompVis.
         output: must not exist.
-        check: is called with the folder before it gets its final name; what it raises leaves nothing behind.
+        check: is called with the VAE, loaded from what was written, before that gets its final name; what it raises
+            leaves nothing behind.
 
     Raises:
         ConversionError: files that cannot be read or are no VAE's.
+        CheckpointError: tensors are missing, left over or of another shape than the configuration says.
         ConfigError: see :func:`check_output`.
     """
+    from paddle_dit.models.vae import load_vae
+
     check_output(output, "ppdiffusers")
     config, tensors = read_config(place), read_vae_weights(place)
     with appears_whole(output) as partial:
@@ -144,5 +169,5 @@ def write_vae(place: Path, output: Path, check: Callable[[Path], object] = lambd
         written = read_vae_weights(partial)
         if any(not np.array_equal(written[name], array) for name, array in tensors.items()):
             raise ConversionError("the VAE's numbers read back differ; nothing was written")
-        check(partial)
-    return config
+        check(load_vae(partial))
+    return config, len(tensors)

@@ -122,9 +122,9 @@ def write_pipeline(
         )
     if info.config.frequency_shift == 0:
         notes.append(
-            f"trained at frequency_shift 0, but DiTPipeline computes shift 1: outputs move by up to "
-            f"{found.deviation:.3g} (largest {found.largest:.3g}); paddle_dit.conversion.exact_frequencies(pipe) on "
-            "the loaded pipeline mends it"
+            "trained at frequency_shift 0, but DiTPipeline computes shift 1"
+            + (f": outputs move by up to {found.deviation:.3g} (largest {found.largest:.3g})" if verify else "")
+            + "; paddle_dit.conversion.exact_frequencies(pipe) on the loaded pipeline mends it"
         )
     guides = stock_can_guide(info.config)
     return PipelineReport(output, found.max_error, found.largest, found.deviation, guides, notes, found.deviations)

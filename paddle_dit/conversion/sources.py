@@ -116,7 +116,9 @@ def _open_pipeline(folder: Path, weights: str, hints: Hints) -> Source | VaeSour
         return source
     info, vae = source.info, folder / "vae"
     if info.label_names is None and not (folder / OWN_INFO).is_file():
-        info = replace(info, label_names=_label_names(folder / MODEL_INDEX))
+        names = _label_names(folder / MODEL_INDEX) or {}  # some have ImageNet's names for fewer classes
+        known = {label: name for label, name in names.items() if label < info.config.num_classes}
+        info = replace(info, label_names=known or None)
     return replace(source, kind=f"{source.format.name} pipeline", info=info, vae=vae if vae.is_dir() else None)
 
 
@@ -151,7 +153,7 @@ def _describe(path: Path, form: Format, table: Table, hints: Hints) -> tuple[Mod
     if form is OWN:
         return _agreed(read_info(path.with_name(INFO)), hints), []
     if form.names is STOCK_NAMES:
-        for own in (path.with_name(OWN_INFO), path.parent.with_name(OWN_INFO)):
+        for own in (path.with_name(OWN_INFO), path.absolute().parent.with_name(OWN_INFO)):
             if own.is_file():
                 return _agreed(ModelInfo.load(own), hints), []
     description = table.description or _described_beside(path)

@@ -36,6 +36,8 @@ def to_ppdiffusers(tensors: Mapping[str, np.ndarray], turned: bool) -> dict[str,
         if _LINEAR.fullmatch(ours):
             array = array.reshape(array.shape[:2])
             array = np.ascontiguousarray(array.T) if turned else array
+        if ours in found:
+            raise ConversionError(f"'{name}' stands for '{ours}', which another tensor does too; fetch the file again")
         found[ours] = array
     return found
 

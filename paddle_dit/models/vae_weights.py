@@ -34,9 +34,9 @@ def described(place: Path) -> dict:
         ConversionError: it is another model's, or cannot be read.
     """
     path = place / "config.json" if place.is_dir() else place.with_name("config.json")
-    config = read_json(path, ConversionError) if place.is_dir() or path.is_file() else {}
-    if place.is_file() and config.get("_class_name") != "AutoencoderKL":
-        config = infer_config(read_vae_weights(place))  # of a file among those of other models
+    config = read_json(path, ConversionError) if path.is_file() else {}
+    if not path.is_file() or (place.is_file() and config.get("_class_name") != "AutoencoderKL"):
+        config = infer_config(read_vae_weights(place))  # it may lie among files of other models
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
         raise ConversionError(f"{place} holds a {config['_class_name']}, not an AutoencoderKL; give a VAE's folder")
     return config

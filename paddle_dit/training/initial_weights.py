@@ -193,4 +193,6 @@ def _kept_classes(old: ModelInfo, new: ModelInfo) -> tuple[dict[int, int], str]:
 
 def _names(info: ModelInfo) -> dict[int, str] | None:
     """Return class names: those that travel with the model or data, else ImageNet's for 1000 classes."""
-    return info.label_names or (imagenet_labels() if info.config.num_classes == 1000 else None)
+    classes = info.config.num_classes
+    names = info.label_names or (imagenet_labels() if classes == 1000 else {})
+    return {label: name for label, name in names.items() if label < classes} or None

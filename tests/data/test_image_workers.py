@@ -195,7 +195,8 @@ def test_a_stop_of_the_whole_group_leaves_the_images_to_the_consumer(consume, nu
 
 
 def test_ctrl_c_ends_all_with_the_consumers_traceback_alone(consume):
-    process = consume(times=100_000)
+    as_in_a_terminal = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job in the background ignores it
+    process = consume(before=as_in_a_terminal, times=100_000)
     assert process.stdout.readline() == "ready\n"
     workers = children(process.pid)
     assert len(workers) == 2

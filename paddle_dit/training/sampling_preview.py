@@ -17,6 +17,7 @@ from paddle_dit.diffusion.guidance import can_guide
 from paddle_dit.errors import ConfigError, PaddleDiTError
 from paddle_dit.files import replace_file
 from paddle_dit.generation import Generator, SamplingOptions, generate_latents
+from paddle_dit.half_precision import GuardedPrecision
 from paddle_dit.models.vae import decode, fit_vae, load_vae
 from paddle_dit.pictures import labelled_grid, stacked
 from paddle_dit.training.ranks import Ranks
@@ -40,6 +41,7 @@ class PreviewOptions:
         num_images: images of each row; they take the classes of :meth:`Generator.default_labels` in turn.
         seed: of the noises, 0 to 2**56 - 1.
         vae: folder or hub name of the VAE; by default the one that made the training latents.
+        precision: what the VAE decodes in: "fp32", or on a GPU "bf16" or "fp16".
     """
 
     num_inference_steps: int = 25
@@ -47,6 +49,7 @@ class PreviewOptions:
     num_images: int = 8
     seed: int = 0
     vae: str | None = None
+    precision: str = "fp32"
 
     def __post_init__(self):
         self.sampling(1.0)  # checks steps and seed
@@ -97,7 +100,7 @@ class SamplingPreview:
         asked = tuple(dict.fromkeys(map(float, options.guidance_scales)))
         self.guidance_scales = asked if can_guide(info.config) else (1.0,)
         self._dropped = [scale for scale in asked if scale not in self.guidance_scales]
-        self._vae = vae
+        self._vae, self._precision = vae, GuardedPrecision(options.precision, "this VAE")
         self._usable: bool | None = None  # unknown until the VAE has been tried
         self._given_up = False
 
@@ -194,7 +197,7 @@ class SamplingPreview:
                 self._given_up = self._give_up()
                 if self._given_up:
                     return
-                images.append(decode(self._vae, latent[None]))
+                images.append(decode(self._vae, latent[None], precision=self._precision))
                 yield
             grids[title] = self._show(tag, np.concatenate(images), class_labels, step)
         self._save(name, grids)

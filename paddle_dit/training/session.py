@@ -191,7 +191,12 @@ class Session:
         )
         self.monitor = opened.enter_context(monitor)  # closes first: an error's message starts on a line of its own
         if recipe.image_logging_steps > 0:
-            options = PreviewOptions(recipe.num_inference_steps, recipe.guidance_scales, vae=recipe.vae_name_or_path)
+            options = PreviewOptions(
+                recipe.num_inference_steps,
+                recipe.guidance_scales,
+                vae=recipe.vae_name_or_path,
+                precision=recipe.precision,
+            )
             self.preview = SamplingPreview(
                 self.plan.info,
                 options,

@@ -20,6 +20,7 @@ from paddle_dit.pictures import labelled_grid, stacked
 from paddle_dit.training.ranks import Ranks
 from paddle_dit.training.sampling_preview import PreviewOptions, SamplingPreview
 from tests.conftest import ROOT
+from tests.half_precision import use_float16_weights
 
 DIGITS_VAE = {"name": "data/digits_vae", "scaling_factor": 0.98597276}
 CONFIG = DiTConfig(sample_size=8, hidden_size=48, depth=2, num_heads=4, num_classes=10)
@@ -62,6 +63,19 @@ def preview(tmp_path, shown):
         )
 
     return make
+
+
+def test_pictures_are_decoded_in_the_runs_precision(preview, tmp_path, monkeypatch):
+    asked = dataclasses.replace(QUICK, precision="fp16")
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        preview(options=asked)
+    narrow, model = {}, random_model()
+    for options in (QUICK, asked):
+        made = preview(options=options)
+        use_float16_weights(monkeypatch, lambda made=made: made._vae)
+        made.draw(model, 1)
+        narrow[options.precision] = pixels(tmp_path / "samples" / "step-0000001.png").astype(int)
+    assert 0 < np.abs(narrow["fp16"] - narrow["fp32"]).max() <= 4
 
 
 def files(folder):

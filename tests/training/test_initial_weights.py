@@ -327,7 +327,7 @@ def test_flags_of_fine_tuning_need_weights(latent_store, tmp_path, flags):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("more", [(), ("--tensor-parallel-degree", "2")])
+@pytest.mark.parametrize("more", [(), pytest.param(("--tensor-parallel-degree", "2"), marks=pytest.mark.slow)])
 def test_two_processes_start_from_the_same_weights_as_one(trained, latent_store, run_command, tmp_path, more):
     folder, _ = trained()
     flags = ["train.py", "--init-from", folder, "--feature-path", latent_store, "--global-batch-size", "16"]
@@ -345,6 +345,7 @@ def test_two_processes_start_from_the_same_weights_as_one(trained, latent_store,
             np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_ranks_that_read_other_weights_than_the_first_are_told(trained, latent_store, run_command, tmp_path):
     trained()

@@ -53,6 +53,7 @@ def tamper(folder):
     return name
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_three_kills_lose_nothing_but_steps_and_one_changed_bit_is_noticed(tmp_path):
     code, text = torture(tmp_path, "--kills", 3)

@@ -7,7 +7,6 @@ draw digits, and a classifier that saw only real digits says how many are what w
 on the machine's speed.
 """
 
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,8 @@ import numpy as np
 from paddle_dit import runtime
 from paddle_dit.cli import parse
 from paddle_dit.data.digits import DIGITS_VAE_FOLDER
-from paddle_dit.errors import PaddleDiTError, entry_point
+from paddle_dit.errors import entry_point
 
-ROOT = Path(__file__).resolve().parents[1]
 KNOWN = ("0", "1", "2", "3", "4")
 WAYS = {  # name -> flags beside those of the recipe
     "all weights, matching labels kept": ["--init-from"],
@@ -48,9 +46,9 @@ class Options:
 
 def train(*flags: object) -> None:
     """Run train.py, as a user would."""
-    command = [sys.executable, "train.py", *map(str, flags), "--no-visualdl", "--no-progress-bar"]
-    if subprocess.run(command, cwd=ROOT, check=False).returncode:
-        raise PaddleDiTError("training failed; its output above says why")
+    from paddle_dit.evaluation.quickstart import run_command
+
+    run_command([sys.executable, "train.py", *map(str, flags), "--no-visualdl", "--no-progress-bar"], "training")
 
 
 def shares(run: Path, options: Options, classes: int = 10) -> list[float]:

@@ -25,7 +25,7 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _OLD_PYTORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how its files of several pickles begin
 _SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "b1"}
 _SAFETENSORS |= {f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)}
-_PARAMETER_NAMES = "StructuredToParameterName@@"  # Paddle's record of its generated names, among the tensors
+PARAMETER_NAMES = "StructuredToParameterName@@"  # Paddle's record of its generated names, among the tensors
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -172,7 +172,7 @@ def _table(path: Path, values: object) -> dict[str, np.ndarray]:
     """Return the values of a file of weights only, without Paddle's own."""
     if not isinstance(values, dict):
         raise ConversionError(f"{path} holds a {type(values).__name__}, not a table of tensors")
-    values.pop(_PARAMETER_NAMES, None)
+    values.pop(PARAMETER_NAMES, None)
     tables = [shown(name) for name, value in values.items() if _is_table(value)]
     if tables:
         raise ConversionError(

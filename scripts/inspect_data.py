@@ -43,24 +43,25 @@ def _load_vae(options: Options, source):
     if not name:
         raise ConfigError(f"{options.path} names no VAE; give one with --vae")
     runtime.prepare()
+    from paddle_dit.data.source import latent_shape_of
     from paddle_dit.models.vae import fit_vae, load_vae
 
     vae = load_vae(name)
-    fit_vae(vae, source.sample_shape[0] // (2 if source.kind == "moments" else 1), source.vae)
+    fit_vae(vae, latent_shape_of(source)[0], source.vae)
     return vae
 
 
 def _draw(options: Options, source, vae) -> None:
     import numpy as np
 
+    from paddle_dit.data.moments import mean_latents
     from paddle_dit.data.subset import spread
     from paddle_dit.models.vae import decode
     from paddle_dit.pictures import labelled_grid
 
     some = spread(source, options.decode)
-    latents, labels = some.gather(np.arange(len(some)))
-    if source.kind == "moments":  # their means, which are not scaled
-        latents = latents[:, : latents.shape[1] // 2] * vae.config.scaling_factor
+    samples, labels = some.gather(np.arange(len(some)))
+    latents = mean_latents(samples, source.kind, vae.config.scaling_factor)
     names = source.label_names or {}
     captions = [names.get(label, str(label)).split(",")[0] for label in labels.tolist()]
     images = decode(vae, latents)

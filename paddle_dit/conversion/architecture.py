@@ -167,8 +167,8 @@ def describe_stock(values: dict, path: Path) -> Description:
     if channels is not None and out is not None:
         said["learn_sigma"] = out == 2 * channels
     epsilon = values.get("norm_eps", 1e-6)
-    for key, value in (("norm_eps", epsilon), ("out_channels", out)):
-        if not isinstance(value, int | float) and (key, value) != ("out_channels", None):
+    for key, value in {"norm_eps": epsilon, "out_channels": 0 if out is None else out}.items():
+        if not isinstance(value, int | float):
             raise ConversionError(f"{path} does not describe a DiT: {key} is {value!r}, not a number")
     notes = [f"the norm before an MLP has epsilon {epsilon:g} there and 1e-06 here"] if epsilon != 1e-6 else []
     return Description(str(path), said, tuple(notes))

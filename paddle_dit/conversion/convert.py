@@ -15,11 +15,11 @@ from paddle_dit.config import PRESETS, DiTConfig
 from paddle_dit.conversion.architecture import Hints, preset_heads
 from paddle_dit.conversion.formats import DIFFUSERS, STOCK_NAMES
 from paddle_dit.conversion.keymaps import foreign_shapes, ppdiffusers_rules
-from paddle_dit.conversion.loading import class_names
+from paddle_dit.conversion.loading import class_names, known_names
 from paddle_dit.conversion.outputs import TARGETS, check_output, write_model, write_vae
 from paddle_dit.conversion.ppdiffusers_pipeline import write_pipeline
 from paddle_dit.conversion.sources import Source, VaeSource, open_source
-from paddle_dit.data.labels import imagenet_labels, read_label_names
+from paddle_dit.data.labels import read_label_names
 from paddle_dit.errors import ConversionError
 from paddle_dit.files import read_json
 from paddle_dit.models.refit import parameter_shapes
@@ -81,10 +81,9 @@ def convert(request: Request) -> Rows:
 
 
 def _names(source: Source, request: Request) -> dict[int, str] | None:
-    classes = source.info.config.num_classes
     if request.id2label:
-        return read_label_names(request.id2label, classes)
-    return source.info.label_names or (imagenet_labels() if classes == 1000 else None)
+        return read_label_names(request.id2label, source.info.config.num_classes)
+    return known_names(source.info)
 
 
 def _describe(config: DiTConfig) -> Rows:

@@ -72,8 +72,10 @@ def build_dit(tensors: Mapping[str, np.ndarray], config: DiTConfig, source: str 
 
 
 def class_names(info: ModelInfo) -> dict[int, str]:
-    """Return the names that travelled with a model, else ImageNet's for 1000 classes, else the numbers."""
-    if info.label_names:
-        return info.label_names
-    classes = info.config.num_classes
-    return imagenet_labels() if classes == 1000 else {label: str(label) for label in range(classes)}
+    """Return what :func:`known_names` does, else the numbers."""
+    return known_names(info) or {label: str(label) for label in range(info.config.num_classes)}
+
+
+def known_names(info: ModelInfo) -> dict[int, str] | None:
+    """Return the names that travelled with a model, else ImageNet's for 1000 classes, else None."""
+    return info.label_names or (imagenet_labels() if info.config.num_classes == 1000 else None)

@@ -8,14 +8,14 @@ import numpy as np
 
 from paddle_dit.conversion.architecture import Description, describe_arguments
 from paddle_dit.errors import CheckpointError, ConversionError
+from paddle_dit.models.vae_weights import LDM
 from paddle_dit.pickles import shown
+from paddle_dit.readers import PARAMETER_NAMES
 from paddle_dit.weight_files import read_table
 
 _WRAPPERS = ("module.", "_orig_mod.", "_layers.")  # of data parallelism and compilation, before every name
-_PADDLE_NAMES = "StructuredToParameterName@@"
 # Tables in a training checkpoint: the paper's code and fast-DiT have both, PaddleMIX has its averages in a file apart.
 _KINDS = {"ema": ("ema", "data"), "model": ("model",)}
-_LDM = "first_stage_model."  # the VAE in a checkpoint of latent diffusion
 
 
 class Renamed(Mapping):
@@ -65,7 +65,7 @@ def open_table(path: Path, weights: str) -> Table:
     values = read_table(path)
     if not isinstance(values, Mapping):
         raise ConversionError(f"{path} holds a {type(values).__name__}, not a table of tensors")
-    names = [name for name in values if name != _PADDLE_NAMES]
+    names = [name for name in values if name != PARAMETER_NAMES]
     inner = {name: values[name] for name in names if isinstance(values, dict) and _is_table(values[name])}
     if inner:
         return _choose(path, values, inner, weights)
@@ -99,12 +99,12 @@ def _unwrapped(path: Path, table: Table, weights: str, chosen: bool = False) -> 
     names = {name: name for name in table.tensors}
     while prefix := next((mark for mark in _WRAPPERS if names and all(name.startswith(mark) for name in names)), None):
         names = {name.removeprefix(prefix): old for name, old in names.items()}
-    for part in ("transformer.", _LDM):
+    for part in ("transformer.", LDM):
         if not any(name.startswith(part) for name in names):
             continue
         taken = {name.removeprefix(part): old for name, old in names.items() if name.startswith(part)}
         rest = [name for name in names if not name.startswith(part)]
-        if part != _LDM and not chosen:  # PaddleMIX's trainer
+        if part != LDM and not chosen:  # PaddleMIX's trainer
             average = {name: names.get(f"model_ema.{name.replace('.', '')}") for name in taken}
             if weights == "ema" and None in average.values():
                 raise CheckpointError(f"{path} holds no ema weights; ask for --weights model")

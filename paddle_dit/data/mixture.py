@@ -10,7 +10,7 @@ import numpy as np
 from paddle_dit.data.image_source import ImageSource
 from paddle_dit.data.labels import resolve_labels
 from paddle_dit.data.source import LatentSource, image_size_of, open_source
-from paddle_dit.data.subset import Subset
+from paddle_dit.data.subset import Subset, origin
 from paddle_dit.errors import DataError
 
 
@@ -169,8 +169,7 @@ def open_sources(
 
 def name_samples(source: LatentSource, indices: np.ndarray) -> str:
     """Return where the first few samples ``indices`` of a source are: numbers in the folder, or names of images."""
-    while isinstance(source, Subset):
-        indices, source = source.indices[indices], source.whole
+    source, indices = origin(source, indices)
     return ", ".join(
         source.name(index) if isinstance(source, Mixture | ImageSource) else str(index) for index in indices[:8]
     )

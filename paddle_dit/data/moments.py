@@ -11,7 +11,7 @@ import numpy as np
 from paddle_dit.data.mixture import Mixture
 from paddle_dit.data.npy import non_finite_rows
 from paddle_dit.data.source import LatentSource, latent_shape_of
-from paddle_dit.data.subset import Subset
+from paddle_dit.data.subset import Subset, origin
 from paddle_dit.errors import DataError
 from paddle_dit.models.vae import draw
 from paddle_dit.randomness import Stream, standard_normal
@@ -36,6 +36,11 @@ def check_moments(source: LatentSource, folder: str | Path) -> None:
         )
     if not (math.isfinite(factor) and factor > 0):
         raise DataError(f"{folder} says the VAE's scaling factor is {factor}, not above 0; extract the features again")
+
+
+def mean_latents(samples: np.ndarray, kind: str, scaling_factor: float) -> np.ndarray:
+    """Return samples of a kind as latents that a VAE decodes: of moments ``[B, 2C, h, w]`` the means, scaled."""
+    return samples if kind == "latents" else np.split(samples, 2, axis=1)[0] * np.float32(scaling_factor)
 
 
 class MomentSampler:
@@ -99,6 +104,5 @@ class DrawnLatents(Subset):
 
 
 def _name(source: LatentSource, index: int) -> str:
-    while isinstance(source, Subset):
-        index, source = source.indices[index], source.whole
+    source, index = origin(source, index)
     return source.name(index) if isinstance(source, Mixture) else f"{index} of {source.folder}"

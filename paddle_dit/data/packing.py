@@ -14,7 +14,7 @@ from paddle_dit.data.npy import non_finite_rows
 from paddle_dit.data.shards import PLAN, StorePlan
 from paddle_dit.data.source import LatentSource, open_source
 from paddle_dit.data.store import PackedStore
-from paddle_dit.data.store_index import INDEX, MEND, new_index, plain_name
+from paddle_dit.data.store_index import INDEX, MEND, differing, new_index, plain_name
 from paddle_dit.errors import DataError
 from paddle_dit.files import read_json, sha256
 from paddle_dit.folder_lock import LOCK, FolderLock
@@ -23,8 +23,6 @@ from paddle_dit.models.vae_files import is_here
 
 BLOCK = 256  # samples read at once
 _PROBED = 16  # samples that tell sources with the same file names apart
-
-_FILLED_IN = ("num_samples", "shards", "flip_shards", "skipped")  # of an index, at the end
 
 Advance = Callable[[int], object]
 
@@ -202,9 +200,8 @@ class Packing(Conversion):
         if not (self.folder / INDEX).exists() or (self.folder / PLAN).exists():
             return False
         store, plan = PackedStore(self.folder), self._plan
-        as_planned = all(store.index[key] == value for key, value in plan.index.items() if key not in _FILLED_IN)
         lengths = [len(plan.span(number)) for number in range(plan.num_shards)]
-        if not as_planned or [entry["length"] for entry in store.index["shards"]] != lengths:
+        if differing(store.index, plan.index) or [entry["length"] for entry in store.index["shards"]] != lengths:
             return False
         return first_difference(self.source, store, plan.index["dtype"], probed(self.total)) is None
 

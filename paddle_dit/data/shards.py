@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from paddle_dit.errors import DataError
 from paddle_dit.files import PARTIAL, flush_to_disk, sha256
 
 PLAN = "plan.json"
-HALF_WRITTEN = "a store half written: run the command that began it again, which continues, or remove the folder"
+_HALF_WRITTEN = "a store half written: run the command that began it again, which continues, or remove the folder"
 _VERSION = 2
 _OWN = re.compile(
     r"((latents|moments)(_flip)?-\d{5,}\.npy|labels\.npy|(shard-\d{5,}|plan|index)\.json)(\.(\d+\.)?partial)?"
@@ -231,17 +231,29 @@ def own_files(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if _OWN.fullmatch(path.name)]
 
 
+def sidecars(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Yield the number and sidecar of each shard that has one, in no order."""
+    for path in folder.iterdir():
+        if named := _SIDECAR.fullmatch(path.name):
+            yield int(named[1]), path
+
+
+def check_not_half_written(folder: Path, mend: str = "") -> None:
+    """Raise DataError for a folder whose store is not finished; ``mend`` is another way on, for the message."""
+    if (folder / PLAN).exists() and not (folder / INDEX).exists():
+        raise DataError(f"{folder} holds {_HALF_WRITTEN}{mend}")
+
+
 def _finished(folder: Path, plan: StorePlan, hashes: bool) -> Iterable[tuple[int, dict]]:
     """Yield the number and sidecar of each finished shard."""
-    for path in sorted(folder.iterdir()):
-        named = _SIDECAR.fullmatch(path.name)
-        values = _read_signed(path) if named else None
+    for number, path in sorted(sidecars(folder)):
+        values = _read_signed(path)
         if values is None:
-            continue  # no sidecar, or a damaged one: the shard is written again
-        if values.get("plan") != plan.name or int(named[1]) >= plan.num_shards:
+            continue  # damaged: the shard is written again
+        if values.get("plan") != plan.name or number >= plan.num_shards:
             raise DataError(f"{path} is of another run than {folder / PLAN}; remove it, and its shard is written again")
         if all(_fits(folder / entry["file"], entry, hashes) for entry in values["files"].values()):
-            yield int(named[1]), values
+            yield number, values
 
 
 def _fits(path: Path, entry: Mapping[str, Any], hashes: bool) -> bool:
@@ -258,7 +270,7 @@ def _claimed(folder: Path, plan: StorePlan) -> bool:
     """
     if (folder / PLAN).read_bytes() == plan.text:
         return True
-    if not any(_SIDECAR.fullmatch(path.name) or path.is_dir() or path.name == INDEX for path in folder.iterdir()):
+    if not any(sidecars(folder)) and not any(path.is_dir() or path.name == INDEX for path in folder.iterdir()):
         for path in own_files(folder):
             path.unlink()
         return False
@@ -305,9 +317,8 @@ def _sidecar(folder: Path, number: int) -> Path:
 
 def _remove_traces(folder: Path) -> None:
     """Remove the sidecars and, last, the plan: until then the same command finds out that the store is whole."""
-    for path in folder.iterdir():
-        if _SIDECAR.fullmatch(path.name):
-            path.unlink()
+    for _, path in sidecars(folder):
+        path.unlink()
     (folder / PLAN).unlink()
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from paddle_dit.data.npy_pairs import NpyPairs
-from paddle_dit.data.shards import HALF_WRITTEN, PLAN
+from paddle_dit.data.shards import check_not_half_written
 from paddle_dit.data.store import INDEX, PackedStore
 from paddle_dit.errors import DataError
 
@@ -55,8 +55,7 @@ def open_source(
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"there is no folder {path}; give one that holds a packed store or *_features and *_labels")
-    if (path / PLAN).exists() and not (path / INDEX).exists():
-        raise DataError(f"{path} holds {HALF_WRITTEN}")
+    check_not_half_written(path)
     source: LatentSource = PackedStore(path) if (path / INDEX).exists() else NpyPairs(path, num_classes)
     if num_classes is not None and source.num_classes != num_classes:
         raise DataError(

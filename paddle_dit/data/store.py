@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from paddle_dit.data.npy import non_finite_rows
-from paddle_dit.data.shards import HALF_WRITTEN, PLAN, own_files
+from paddle_dit.data.shards import check_not_half_written, own_files
 from paddle_dit.data.store_index import (
     INDEX,
     MEND,
@@ -187,8 +187,8 @@ class StoreWriter:
     def _prepare_folder(self, overwrite: bool) -> None:
         if (self.folder / INDEX).exists() and not overwrite:
             raise DataError(f"{self.folder} already holds a store; choose another folder or allow overwriting it")
-        if (self.folder / PLAN).exists() and not overwrite:
-            raise DataError(f"{self.folder} holds {HALF_WRITTEN}, or choose another folder")
+        if not overwrite:
+            check_not_half_written(self.folder, ", or choose another folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / INDEX).unlink(missing_ok=True)

@@ -21,6 +21,7 @@ LABELS = "labels.npy"
 KINDS = ("latents", "moments")
 DTYPES = ("float16", "float32")
 
+_FILLED_IN = ("num_samples", "shards", "flip_shards", "skipped")  # while the store is written
 _INDEX_TYPES = {
     "format_version": int,
     "kind": str,
@@ -143,6 +144,11 @@ def read_index(folder: str | Path) -> dict[str, Any]:
         if not holds:
             raise DataError(f"{path}: '{key}' contradicts the rest or is not allowed; {MEND}")
     return index
+
+
+def differing(index: Mapping[str, Any], planned: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which a finished store's index is another than planned, but for what is filled in later."""
+    return [key for key, value in planned.items() if key not in _FILLED_IN and index.get(key) != value]
 
 
 def _check_types(mapping: object, types: Mapping[str, Any], path: Path) -> None:

@@ -31,6 +31,13 @@ class Subset:
         return self.whole.gather(self.indices[indices], flipped)
 
 
+def origin(source: LatentSource, indices: np.ndarray) -> tuple[LatentSource, np.ndarray]:
+    """Return the source that subsets, one of another, are taken from, and the places of some samples in it."""
+    while isinstance(source, Subset):
+        source, indices = source.whole, source.indices[indices]
+    return source, indices
+
+
 def hold_out(source: LatentSource, count: int) -> tuple[Subset, Subset]:
     """Split a source into the samples to train on and ``count`` held-out ones.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from paddle_dit.data import npy_pairs
 from paddle_dit.data.npy import non_finite_rows
-from paddle_dit.data.shards import HALF_WRITTEN, PLAN, own_files
+from paddle_dit.data.shards import check_not_half_written, own_files
 from paddle_dit.data.store_index import INDEX, MEND, index_text, map_file, read_index
 from paddle_dit.errors import DataError
 
@@ -218,8 +218,7 @@ def open_check(path: str | Path, num_classes: int | None = None) -> StoreCheck |
     path = Path(path)
     if num_classes is not None and num_classes < 1:
         raise DataError(f"--num-classes must be 1 or more, got {num_classes}")
-    if (path / PLAN).exists() and not (path / INDEX).exists():
-        raise DataError(f"{path} holds {HALF_WRITTEN}")
+    check_not_half_written(path)
     return (StoreCheck if (path / INDEX).exists() else PairsCheck)(path, num_classes)
 
 

@@ -79,14 +79,14 @@ class Quickstart:
         command += ["--output-dir", str(self.output / "run"), "--global-seed", str(self.seed), "--no-resume"]
         if self.max_steps is not None:
             command += ["--max-steps", str(self.max_steps)]
-        _run(command, "training")
+        run_command(command, "training")
         loss_curve(self.output / "run" / LOG, self.output / "loss.png")
 
     def convert(self) -> None:
         """Package the EMA weights as a DiTPipeline folder."""
         command = [sys.executable, str(ROOT / "scripts" / "convert_dit_to_ppdiffusers.py"), "--overwrite"]
         command += ["--checkpoint", str(self.output / "run"), "--vae", str(DIGITS_VAE_FOLDER)]
-        _run([*command, "--output", str(self.output / "pipeline")], "the conversion")
+        run_command([*command, "--output", str(self.output / "pipeline")], "the conversion")
 
     def draw_picture(self) -> None:
         """Draw ten digits of each class with ppdiffusers' own pipeline and save the grid."""
@@ -216,7 +216,7 @@ def _shortest(path: Path) -> Path:
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) and Path.cwd() == ROOT else path
 
 
-def _run(command: list[str], what: str) -> None:
+def run_command(command: list[str], what: str) -> None:
     """Run a command of this project; its own message says what went wrong."""
     if code := subprocess.run(command, cwd=ROOT, check=False).returncode:
         raise PaddleDiTError(f"{what} failed with exit code {code}; its output above says why")

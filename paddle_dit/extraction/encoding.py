@@ -8,7 +8,7 @@ import numpy as np
 
 from paddle_dit.errors import ConfigError
 from paddle_dit.half_precision import GuardedPrecision, has_gpu
-from paddle_dit.models.vae import draw, moments, normalized
+from paddle_dit.models.vae import draw, factor_of, moments, normalized
 from paddle_dit.randomness import Stream, standard_normal
 
 
@@ -43,7 +43,7 @@ class Encoder:
         self.vae, self.kind, self._seed = vae, kind, seed
         self._precision = GuardedPrecision(precision, "this VAE", report)
         self.device = _choose_device()
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        factor = factor_of(vae)
         if image_size % factor:
             below = image_size // factor * factor
             raise ConfigError(

@@ -20,7 +20,7 @@ from paddle_dit.data.images import find_images
 from paddle_dit.data.npy import non_finite_rows
 from paddle_dit.data.shards import PLAN, StorePlan, Summary
 from paddle_dit.data.store import PackedStore
-from paddle_dit.data.store_index import INDEX, new_index, plain_name, read_index, shard_files
+from paddle_dit.data.store_index import INDEX, differing, new_index, plain_name, read_index, shard_files
 from paddle_dit.errors import DataError, PaddleDiTError
 from paddle_dit.extraction.encoding import Encoder
 from paddle_dit.extraction.options import ExtractionOptions
@@ -28,7 +28,6 @@ from paddle_dit.extraction.ranks import Meeting, Place, Stop
 from paddle_dit.extraction.summary import PREVIEW, write_preview
 from paddle_dit.models.vae import find_vae, load_vae
 
-_FILLED_IN = ("num_samples", "shards", "flip_shards", "skipped")  # of an index, at the end
 _BLOCK = 4096  # bytes, of which file systems give a small file at least one
 _IMAGES_AHEAD = 2  # batches that are read while the VAE works
 
@@ -193,11 +192,7 @@ class Extraction:
         folder = self._options.folder
         if not (folder / INDEX).exists() or (folder / PLAN).exists():
             return False
-        index = read_index(folder)
-        different = [
-            key for key, value in self._plan.index.items() if key not in _FILLED_IN and index.get(key) != value
-        ]
-        if different:
+        if different := differing(read_index(folder), self._plan.index):
             raise DataError(f"{folder} already holds a store, of another {', '.join(different)}; choose another folder")
         return True
 

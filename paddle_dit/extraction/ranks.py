@@ -7,10 +7,9 @@ start left half written. A rank that fails leaves its message for rank 0, whose 
 
 import contextlib
 import os
-import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from paddle_dit.files import read_json, write_json
 from paddle_dit.folder_lock import LOCK, FolderLock
 
 NOTICE, FAILURE = ".extraction.json", ".extraction-failure.json"
-_SIDECAR = re.compile(r"shard-(\d{5,})\.json")
 _START = 1800.0  # seconds: reading terabytes to see what an earlier start finished takes rank 0 a while
 _QUIET = 60.0  # seconds without a new shard after which rank 0 says for whom it waits, if shards usually take less
 _INTERVAL = 0.2
@@ -113,7 +111,8 @@ class Meeting:
         if is_whole() or shards.begin(self._folder, self._plan):
             return True
         self.finished = frozenset(shards.finished_shards(self._folder, self._plan, hashes=True))
-        for number, path in self._sidecars():  # from now on, a sidecar that is there is of a finished shard
+        # From now on, a sidecar that is there is of a finished shard.
+        for number, path in shards.sidecars(self._folder):
             if number not in self.finished:
                 path.unlink()
         self._notice = {
@@ -150,7 +149,7 @@ class Meeting:
     def done(self, age: float = 1.0) -> frozenset[int]:
         """Return the numbers of the shards that are finished, as seen at most ``age`` seconds ago."""
         if time.monotonic() - self._looked >= age:
-            self._present = frozenset(number for number, _ in self._sidecars())
+            self._present = frozenset(number for number, _ in shards.sidecars(self._folder))
             self._looked = time.monotonic()
         return self._present
 
@@ -195,11 +194,6 @@ class Meeting:
     def _clear(self) -> None:
         for path in self._folder.glob(".extraction*"):
             path.unlink()
-
-    def _sidecars(self) -> Iterator[tuple[int, Path]]:
-        for path in self._folder.iterdir():
-            if named := _SIDECAR.fullmatch(path.name):
-                yield int(named[1]), path
 
     def _read(self, name: str) -> dict:
         try:

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from paddle_dit.data.images import ImageFolder, read_image
+from paddle_dit.data.moments import mean_latents
 from paddle_dit.data.shards import Summary
 from paddle_dit.data.store import PackedStore
 from paddle_dit.data.store_index import plain_name
 from paddle_dit.files import replace_file
-from paddle_dit.models.vae import decode, draw
+from paddle_dit.models.vae import decode
 from paddle_dit.pictures import labelled_grid
 
 PREVIEW = "preview.png"
@@ -96,10 +97,8 @@ def write_preview(store: PackedStore, images: ImageFolder, image_size: int, vae)
     if skipped := set(store.index["skipped"]):
         kept = np.array([number for number in kept if plain_name(images.paths[number]) not in skipped])
     numbers = np.unique(np.linspace(0, len(store) - 1, _PICTURES).astype(np.int64))
-    latents, labels = store.gather(numbers)
-    if store.kind == "moments":
-        mean, log_variance = np.split(latents, 2, axis=1)
-        latents = draw(mean, log_variance, np.zeros_like(mean), store.vae["scaling_factor"])
+    samples, labels = store.gather(numbers)
+    latents = mean_latents(samples, store.kind, store.vae["scaling_factor"])
     originals = [read_image(images.file(image), image_size) for image in kept[numbers]]
     pairs = np.concatenate([np.stack(originals), decode(vae, latents)], axis=2)
     captions = [(store.label_names or {}).get(label, str(label)) for label in labels.tolist()]

@@ -124,6 +124,11 @@ def _same_random_state() -> Iterator[None]:
         paddle.set_rng_state(state)
 
 
+def factor_of(vae) -> int:
+    """Return by how much a VAE shrinks images, height and width alike."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
 def check_fits(vae, in_channels: int, trained: dict | None = None) -> None:
     """Raise ConfigError unless the VAE decodes the latents of a model.
 
@@ -203,7 +208,7 @@ def decode(
     images = []
     for start in range(0, len(latents), batch_size):
         batch = paddle.to_tensor(latents[start : start + batch_size]) / vae.config.scaling_factor
-        pixels = decode_tiles(decode_part, batch, tile, 2 ** (len(vae.config.block_out_channels) - 1))
+        pixels = decode_tiles(decode_part, batch, tile, factor_of(vae))
         pixels = np.clip(pixels * np.float32(127.5) + np.float32(128), 0, 255)
         images.append(pixels.transpose(0, 2, 3, 1).astype(np.uint8))  # (n, H, W, 3)
     return np.concatenate(images)

@@ -2,21 +2,19 @@
 
 import contextlib
 import fcntl
-import re
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paddle_dit.errors import ConfigError, ConversionError
-from paddle_dit.hub import fetch
+from paddle_dit.hub import fetch, is_hub_name
+from paddle_dit.models.vae_names import SCALING
 from paddle_dit.models.vae_weights import described
 from paddle_dit.readers import STOCK_WEIGHTS
 
 _ROOT = Path(__file__).resolve().parents[2]
-_HUB_NAME = re.compile(r"(?!data/)\w[\w.-]*/\w[\w.-]*")  # data/ is this project's own folder
 _FILES = f"config.json and {STOCK_WEIGHTS['safetensors']} or diffusion_pytorch_model.safetensors"
 _WEIGHTS = (*STOCK_WEIGHTS.values(), "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-_SCALING_FACTOR = 0.18215  # and the other values are the class's defaults too, for what a config.json leaves out
 
 
 def find_place(name: str) -> Path:
@@ -32,7 +30,7 @@ def find_place(name: str) -> Path:
             return folder
     if is_here(name):
         raise ConversionError(f"{name} holds no VAE; place {_FILES} there")
-    if not _HUB_NAME.fullmatch(name):
+    if name.startswith("data/") or not is_hub_name(name):  # data/ is this project's own folder
         raise ConversionError(f"no such VAE folder: {name}; give a folder with {_FILES}, or a hub name")
     return _download(name)
 
@@ -64,7 +62,7 @@ def read_config(place: Path) -> dict:
     config |= {
         "block_out_channels": blocks,
         "latent_channels": config.get("latent_channels", 4),
-        "scaling_factor": config.get("scaling_factor", _SCALING_FACTOR),
+        "scaling_factor": config.get("scaling_factor", SCALING),
     }
     halves = {
         "encoder": (config.get("down_block_out_channels") or blocks, config.get("down_block_types", ["one"])),

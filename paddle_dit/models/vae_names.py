@@ -9,7 +9,7 @@ from paddle_dit.errors import ConversionError
 
 COMPVIS_MARK = "encoder.mid.block_1.norm1.weight"  # a tensor by whose name CompVis's are known
 _GROUPS = 32  # of every group norm of Stable Diffusion's VAE
-_SCALING = 0.18215  # of its latents
+SCALING = 0.18215  # of its latents; the default of the class too
 
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -72,7 +72,7 @@ def infer_config(tensors: Mapping[str, np.ndarray]) -> dict:
         "layers_per_block": layers,
         "norm_num_groups": _GROUPS,
         "sample_size": 256,
-        "scaling_factor": _SCALING,
+        "scaling_factor": SCALING,
         "use_quant_conv": "quant_conv.weight" in tensors,
         "use_post_quant_conv": "post_quant_conv.weight" in tensors,
     }

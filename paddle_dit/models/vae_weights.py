@@ -11,7 +11,7 @@ from paddle_dit.models.vae_names import COMPVIS_MARK, infer_config, to_ppdiffuse
 from paddle_dit.readers import STOCK_WEIGHTS, SafetensorsFile
 from paddle_dit.weight_files import Shards, find_weights, read_table
 
-_LDM = "first_stage_model."  # what precedes a VAE's names in a checkpoint of latent diffusion
+LDM = "first_stage_model."  # what precedes a VAE's names in a checkpoint of latent diffusion
 _TRAINING = ("loss.", "model_ema.")  # of the VAE, of no use here
 
 
@@ -56,7 +56,7 @@ def read_vae_weights(place: Path) -> dict[str, np.ndarray]:
     if not isinstance(table, Mapping):
         raise ConversionError(f"{path} holds a {type(table).__name__}, not a table of tensors")
     names = [name for name in table if isinstance(name, str) and not name.startswith(_TRAINING)]
-    prefix = _LDM if any(name.startswith(_LDM) for name in names) else ""
+    prefix = LDM if any(name.startswith(LDM) for name in names) else ""
     chosen = {name.removeprefix(prefix): table[name] for name in names if name.startswith(prefix)}
     chosen = {name: array for name, array in chosen.items() if isinstance(array, np.ndarray)}
     try:

@@ -9,8 +9,7 @@ import numpy as np
 
 from paddle_dit.checkpoint import INFO, checkpoint_folders, read_info
 from paddle_dit.config import DiTConfig, ModelInfo
-from paddle_dit.conversion.loading import read_weights
-from paddle_dit.data.labels import imagenet_labels
+from paddle_dit.conversion.loading import known_names, read_weights
 from paddle_dit.errors import CheckpointError, ConfigError, PaddleDiTError
 from paddle_dit.models.refit import (
     Tensors,
@@ -192,7 +191,6 @@ def _kept_classes(old: ModelInfo, new: ModelInfo) -> tuple[dict[int, int], str]:
 
 
 def _names(info: ModelInfo) -> dict[int, str] | None:
-    """Return class names: those that travel with the model or data, else ImageNet's for 1000 classes."""
-    classes = info.config.num_classes
-    names = info.label_names or (imagenet_labels() if classes == 1000 else {})
-    return {label: name for label, name in names.items() if label < classes} or None
+    """Return the known names of the classes that there are; some pipelines name more."""
+    names = known_names(info) or {}
+    return {label: name for label, name in names.items() if label < info.config.num_classes} or None

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from paddle_dit.data.source import latent_shape_of
 from paddle_dit.errors import ConfigError, nearest
-from paddle_dit.training.costs import PEAK_TFLOPS, Setup, seconds_per_step, train_flops
+from paddle_dit.training.costs import PEAK_TFLOPS, Setup, memory, seconds_per_step, train_flops
 from paddle_dit.training.frozen import count_trained, flops_of, memory_of
 from paddle_dit.training.plan import ImageNetLatents, Plan
 from paddle_dit.training.recipe import PLANNING, TrainRecipe
@@ -78,7 +78,7 @@ def _memory_rows(plan: Plan, setup: Setup) -> dict[str, str]:
     rows = {f"{name} per card": _gib(value) for name, value in vars(costs).items()}
     for every, said in ((0, "without recomputation"), (1, "all blocks recomputed")):
         if every != setup.recompute_every:
-            other = memory_of(plan.info.config, replace(setup, recompute_every=every), ())
+            other = memory(plan.info.config, replace(setup, recompute_every=every))
             rows[f"activations {said}"] = _gib(other.activations)
     return {
         "cards": f"{plan.ranks}, {setup.samples_per_micro_batch} samples at once on each",

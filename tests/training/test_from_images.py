@@ -4,15 +4,12 @@ import json
 import os
 import shutil
 import signal
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-import train
-import train_image_generation_dit_trainer as trainer
 from paddle_dit.checkpoint import newest_checkpoint
 from paddle_dit.errors import CheckpointError, DataError
 from paddle_dit.models.vae import encode, load_vae
@@ -26,11 +23,6 @@ from tests.conftest import ROOT
 from tests.data.test_image_workers import children
 from tests.digit_images import SIZE, VAE, write_digit_images
 from tests.faults.runs import TRAIN, TRAINER, assert_same, checkpoints, flags_of, losses, run, start, tensors, wait_for
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_digit_images(tmp_path_factory.mktemp("data") / "images")
 
 
 def recipe_for(images, **changes):
@@ -206,23 +198,6 @@ BAD = {
     "classes": ({"num_classes": 7}, "has 10 classes, --num-classes says 7"),
     "few": ({"class_subset": "7"}, "fewer than one global batch of 16"),
 }
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Return a function that runs a script's ``main`` in this process and gives its exit code and output."""
-
-    def call(script, *flags):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-        capsys.readouterr()
-        code = 0
-        try:
-            (trainer if script == TRAINER else train).main()
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def flags(script, images, folder, processes=1, **values):

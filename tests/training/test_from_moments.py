@@ -2,14 +2,11 @@
 
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import train
-import train_image_generation_dit_trainer as trainer
 from paddle_dit.checkpoint import newest_checkpoint
 from paddle_dit.data.store import PackedStore, StoreWriter
 from paddle_dit.errors import CheckpointError, DataError
@@ -21,15 +18,10 @@ from paddle_dit.training.plan_report import describe
 from paddle_dit.training.recipe import TrainRecipe
 from paddle_dit.training.session import start_session
 from paddle_dit.training.step import TrainingStep
-from tests.digit_images import SIZE, VAE, write_digit_images
+from tests.digit_images import SIZE, VAE
 from tests.faults.runs import TRAIN, TRAINER, assert_same, flags_of, losses, run, tensors
 
 SCALE = 0.9859727621078491
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_digit_images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")
@@ -193,23 +185,6 @@ def test_moments_without_a_finite_latent_stop_the_run_at_their_step(train_on, mo
     assert newest_checkpoint(tmp_path / "run").step == 2
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Return a function that runs a script's ``main`` in this process and gives its exit code and errors."""
-
-    def call(script, *flags):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-        capsys.readouterr()
-        code = 0
-        try:
-            (trainer if script == TRAINER else train).main()
-        except SystemExit as stop:
-            code = stop.code
-        return code, capsys.readouterr().err
-
-    return call
-
-
 BAD = {
     "no VAE": ({"vae": None}, "store holds moments and does not say their VAE's scaling factor"),
     "no scale": ({"vae": {"name": VAE}}, "store holds moments and does not say their VAE's scaling factor"),
@@ -228,7 +203,7 @@ def test_moments_that_do_not_fit_are_one_line_and_nothing_is_written(call, momen
     store = changed(moments, tmp_path / "store", **change)
     (tmp_path / "model.json").write_text('{"sample_size": 8, "num_classes": 10, "depth": 1}')
     flags = flags_of(script, store, tmp_path / "run", max_steps=2, model=tmp_path / "model.json")
-    code, text = call(script, *flags)
+    code, _, text = call(script, *flags)
     errors = [line for line in text.splitlines() if "error:" in line]
     assert (code, len(errors)) == (2, 1)
     assert re.search(told, errors[0])
@@ -243,7 +218,7 @@ def test_held_out_moments_without_a_scale_are_refused(moments, tmp_path):
 
 def test_both_scripts_make_the_same_steps_and_each_continues_what_the_other_began(call, moments, tmp_path):
     for script, name, steps in ((TRAIN, "a", 6), (TRAINER, "b", 6), (TRAINER, "c", 3), (TRAIN, "c", 6)):
-        code, text = call(script, *flags_of(script, moments, tmp_path / name, max_steps=steps))
+        code, _, text = call(script, *flags_of(script, moments, tmp_path / name, max_steps=steps))
         assert code == 0, text
     assert_same(tmp_path / "a", tmp_path / "b", 6)
     assert_same(tmp_path / "a", tmp_path / "c", 6)
@@ -255,7 +230,7 @@ def test_two_ranks_make_the_steps_of_one(call, moments, tmp_path, script):
     options = {"max_steps": 12, "eval_steps": 6, "eval_samples": 15}
     names = [] if script == TRAIN else ["--do_eval"]
     whole, two = tmp_path / "whole", tmp_path / "two"
-    code, text = call(script, *flags_of(script, moments, whole, **options), *names)
+    code, _, text = call(script, *flags_of(script, moments, whole, **options), *names)
     assert code == 0, text
     code, text = run(script, 2, *flags_of(script, moments, two, 2, **options), *names, log=tmp_path / "log")
     assert code == 0, text

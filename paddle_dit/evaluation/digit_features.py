@@ -14,6 +14,7 @@ from paddle_dit.data.digits import DIGITS_FILE, INK, SIDE, load_digits, shrink
 from paddle_dit.errors import DataError
 from paddle_dit.evaluation.features import FeatureBatch
 from paddle_dit.evaluation.images import ArrayImages
+from paddle_dit.evaluation.suite import evaluate_arrays
 from paddle_dit.files import sha256
 from paddle_dit.readers import read_tensors
 
@@ -70,8 +71,8 @@ class DigitFeatures:
         digits, picture = shape == (SIDE, SIDE), len(shape) == 3 and shape[2] == 3
         if not digits and not (picture and shape[0] == shape[1] and shape[0] % SIDE == 0):
             raise DataError(
-                f"{name} holds images of shape {list(shape)}; digits are [8, 8] with ink 0..16, or RGB [S, S, 3] with S "
-                "a multiple of 8"
+                f"{name} holds images of shape {list(shape)}; digits are [8, 8] with ink 0..16, or RGB [S, S, 3] with "
+                "S a multiple of 8"
             )
 
     @paddle.no_grad()
@@ -84,6 +85,15 @@ class DigitFeatures:
         pool, spatial = self._network.features(paddle.to_tensor(images.astype(np.float32)))
         spatial = spatial.transpose([0, 2, 3, 1]).flatten(1)
         return FeatureBatch(pool.numpy(), spatial.numpy(), (pool @ self._network.head.weight).numpy())
+
+
+def digit_figures(images: np.ndarray) -> dict[str, float]:
+    """Return FID, sFID, Inception Score, precision and recall of digits against the 1,497 real training ones.
+
+    Args:
+        images: uint8 ``[N, S, S, 3]``, drawn; or ``[N, 8, 8]``, ink 0..16.
+    """
+    return evaluate_arrays(images, load_digits("train")[0], DigitFeatures())
 
 
 def digit_images(name: str) -> ArrayImages:

@@ -12,8 +12,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from paddle_dit.errors import ConversionError, DataError
-from paddle_dit.evaluation.features import FeatureBatch
+from paddle_dit.errors import ConversionError
 
 INPUT_SIZE = 299
 POOL_FEATURES = 2048
@@ -178,7 +177,7 @@ class Inception(nn.Layer):
         x = self.Mixed_6d(x)
         spatial = x[:, :SPATIAL_CHANNELS]  # the branch that is concatenated first is the 1 x 1 one
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(self.Mixed_6e(x))))
-        pool = x.mean([2, 3])
+        pool = F.avg_pool2d(x, x.shape[-1]).flatten(1)
         return pool, spatial, pool @ self.fc.weight
 
     def load(self, tensors: Mapping[str, np.ndarray]) -> None:
@@ -221,42 +220,6 @@ def _folded(tensors: Mapping[str, np.ndarray], name: str, shape: list[int]) -> t
         raise ConversionError(f"'{name}.bn.running_var' of the Inception weights is not positive; the file is damaged")
     scale = scale / np.sqrt(variance + _EPSILON)
     return (weight * scale[:, None, None, None]).astype(np.float32), (shift - mean * scale).astype(np.float32)
-
-
-class InceptionFeatures:
-    """The network as the figures are computed with it, a :class:`~paddle_dit.evaluation.features.Features`.
-
-    Args:
-        tensors: as for :meth:`Inception.load`.
-        weights: their SHA-256, or whatever else names them.
-    """
-
-    sizes = (POOL_FEATURES, SPATIAL_CHANNELS * 17 * 17)
-    few = 10_000
-    any_size = False
-    batch_size = 32
-
-    def __init__(self, tensors: Mapping[str, np.ndarray], weights: str):
-        self._network = Inception()
-        self._network.load(tensors)
-        self.about = {
-            "name": "Inception v3 of 2015-12-05 (FID variant)",
-            "weights": weights,
-            "resize": f"bilinear to {INPUT_SIZE}, no half-pixel shift, as the original graph",
-        }
-
-    def check(self, shape: tuple[int, ...], name: str) -> None:
-        """Raise DataError unless the images are RGB."""
-        if len(shape) != 3 or shape[2] != 3:
-            grey = "; repeat the grey channel three times" if len(shape) == 2 or shape[2] == 1 else ""
-            raise DataError(f"{name} holds images of shape {list(shape)}, not [H, W, 3]; give RGB images{grey}")
-
-    @paddle.no_grad()
-    def __call__(self, images: np.ndarray) -> FeatureBatch:
-        """Return the features of uint8 ``[N, H, W, 3]``; the spatial ones in the order of the original graph."""
-        pool, spatial, logits = self._network(preprocess(images))
-        spatial = spatial.transpose([0, 2, 3, 1]).flatten(1)  # stored statistics have the channels last
-        return FeatureBatch(pool.numpy(), spatial.numpy(), logits.numpy())
 
 
 def resize(images: np.ndarray) -> paddle.Tensor:

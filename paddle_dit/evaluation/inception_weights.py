@@ -1,5 +1,6 @@
 """Finding Inception's weights: a file that the user names, the cache, or the public address."""
 
+import contextlib
 import hashlib
 import os
 import urllib.request
@@ -8,7 +9,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from paddle_dit.errors import ConfigError
-from paddle_dit.files import replace_file, sha256
+from paddle_dit.files import PARTIAL, replace_file, sha256
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -63,6 +64,8 @@ def _download(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, copy)
     except (OSError, HTTPException) as error:  # urllib's own errors are of the first kind
+        with contextlib.suppress(OSError):
+            path.with_name(f"{path.name}{PARTIAL}").unlink(missing_ok=True)
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise ConfigError(
             f"the Inception weights cannot be downloaded ({reason}): place {URL} at {path}, or name it with --inception"

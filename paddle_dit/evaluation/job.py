@@ -11,7 +11,7 @@ from paddle_dit.errors import ConfigError
 from paddle_dit.evaluation import report
 from paddle_dit.evaluation.digit_features import DIGIT_SETS, DigitFeatures, digit_images
 from paddle_dit.evaluation.features import Features
-from paddle_dit.evaluation.inception import InceptionFeatures
+from paddle_dit.evaluation.inception_features import InceptionFeatures
 from paddle_dit.evaluation.inception_weights import find_weights
 from paddle_dit.evaluation.options import Options
 from paddle_dit.evaluation.statistics import save_statistics

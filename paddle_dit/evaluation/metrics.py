@@ -34,7 +34,8 @@ class Moments:
 
     def add(self, rows: np.ndarray) -> None:
         """Take rows, ``[N, features]``."""
-        self._waiting.append(np.array(rows, np.float64))
+        if len(rows):
+            self._waiting.append(np.array(rows, np.float64))
         if sum(map(len, self._waiting)) >= _ROWS:
             self._merge()
 

@@ -25,7 +25,7 @@ class Options:
     crop: int | None = None
     """Crop the images of folders to squares of this side, as training data are; needed where sizes are mixed."""
     batch_size: int | None = None
-    """Images at once. Default: 32 for inception."""
+    """Images at once. Default: 8 for inception on a CPU, 64 on a GPU."""
     neighbours: int = 50_000
     """Images of each side for precision and recall, evenly spread; 0 leaves these out. The ADM suite takes all."""
     save_stats: Path | None = None

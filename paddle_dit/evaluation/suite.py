@@ -88,13 +88,13 @@ def check(found: EvaluationSet, features: Features, other: EvaluationSet | None 
         DataError: the features cannot be taken of its images, its statistics are of other features, or the images of
             the other set have another size.
     """
-    if other and not features.any_size and found.shape and other.shape and found.shape != other.shape:
-        sizes = " and ".join(f"{one.shape[1]} x {one.shape[0]}" for one in (found, other))
-        raise DataError(f"{found.name} and {other.name} have images of {sizes} pixels; compare images of one size")
     if found.images is not None:
         features.check(found.images.shape, found.name)
     if found.statistics is not None:
         found.statistics.check(features.sizes, features.about, found.name)
+    if other and not features.any_size and found.shape and other.shape and found.shape != other.shape:
+        sizes = " and ".join(f"{one.shape[1]} x {one.shape[0]}" for one in (found, other))
+        raise DataError(f"{found.name} and {other.name} have images of {sizes} pixels; compare images of one size")
 
 
 def measure(

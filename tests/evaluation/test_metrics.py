@@ -136,8 +136,8 @@ def precision_and_recall(reference, samples, k=3):
 @pytest.mark.parametrize("block", [16, 64, 4096])
 def test_precision_and_recall_equal_their_definition_in_any_blocks(monkeypatch, block):
     monkeypatch.setattr(metrics, "_BLOCK", block)
-    reference = random_rows(150, 20, 0).astype(np.float32) + 30
-    samples = 0.6 * random_rows(100, 20, 1).astype(np.float32) + 30
+    reference = random_rows(150, 20, 0).astype(np.float32) + 1000
+    samples = 0.6 * random_rows(100, 20, 1).astype(np.float32) + 1000
     expected = precision_and_recall(reference, samples)
     assert 0.2 < expected[1] < expected[0] < 1
     assert precision_recall(reference, samples) == expected
@@ -151,6 +151,15 @@ def test_equal_features_lie_inside_and_others_outside():
     assert precision_recall(same, same) == (1, 1)
     assert precision_recall(points, same)[0] == 1
     assert precision_recall(points, same)[1] == pytest.approx(1 / 50)
+
+
+def test_features_that_occur_often_lie_inside_balls_without_a_radius(monkeypatch):
+    monkeypatch.setattr(metrics, "_BLOCK", 64)
+    points = np.random.default_rng(0).standard_normal((60, 2000)).astype(np.float32)
+    often = points.repeat(4, axis=0)
+    for row in range(20):  # a block of one row is multiplied in another way, with other rounding errors
+        assert precision_recall(often, np.concatenate([often[:64], points[row : row + 1]]))[0] == 1
+    assert precision_recall(often, np.roll(often, 1, axis=1)) == (0, 0)
 
 
 def test_a_side_without_neighbours_is_refused():

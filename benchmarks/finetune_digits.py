@@ -53,10 +53,12 @@ def train(*flags: object) -> None:
 
 def shares(run: Path, options: Options, classes: int = 10) -> list[float]:
     """Return the share of drawn digits that are labelled as asked: of all, of 0 to 4, of 5 to 9."""
+    from paddle_dit.data.digits import as_digits
     from paddle_dit.evaluation.digits import judge
     from paddle_dit.evaluation.quickstart import draw_digits
 
-    digits, labels = draw_digits(run, options.samples, options.seed, classes)
+    images, labels = draw_digits(run, options.samples, options.seed, classes)
+    digits = as_digits(images)
     parts = [labels >= 0, labels < len(KNOWN), labels >= len(KNOWN)]
     return [judge(digits[part], labels[part]).generated_accuracy if part.any() else np.nan for part in parts]
 

@@ -311,10 +311,15 @@ class _TorchUnpickler(_Unpickler):
         self._find_storage = find_storage
 
     def persistent_load(self, pid: object) -> "_Storage":
-        """Return the storage that ``("storage", type, key, place, number of elements)`` names."""
-        if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage" or type(pid[2]) is not str:
+        """Return the storage that ``("storage", type, key, place, number of elements)`` names.
+
+        Before PyTorch 1.6 a sixth entry said of which other storage it is a view; it has been None since 0.4.
+        """
+        if type(pid) is not tuple or pid[5:] not in ((), (None,)) or pid[:1] != ("storage",) or len(pid) < 5:
             raise ConversionError(f"it asks for '{shown(pid)}', which is no storage")
-        _, kind, key, _, count = pid
+        _, kind, key, _, count = pid[:5]
+        if type(key) is not str:
+            raise ConversionError(f"it asks for '{shown(pid)}', which is no storage")
         if not isinstance(kind, _Global) or kind.name not in _STORAGES:
             raise ConversionError(f"it has a storage of kind '{shown(kind)}', which is none")
         return _Storage(self._find_storage(key, np.dtype(_STORAGES[kind.name]), *_sizes((count,))))

@@ -1,9 +1,11 @@
 """Reading weight files without running anything that they say.
 
-PyTorch's files are read without PyTorch: they are zips of a pickle and, as they lie in memory, the numbers it names.
+PyTorch's files are read without PyTorch: they are zips of a pickle and, as they lie in memory, the numbers it names;
+before PyTorch 1.6 they were a row of pickles with the numbers behind it.
 """
 
 import json
+import os
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +24,7 @@ from paddle_dit.pickles import as_numbers, shown, unpickle
 STOCK_WEIGHTS = {"safetensors": "diffusion_paddle_model.safetensors", "pdparams": "model_state.pdparams"}
 _PYTORCH = (".pt", ".pth", ".ckpt", ".bin")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-_OLD_PYTORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how its files of several pickles begin
+_BEFORE_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."  # a mark and 1001, the format's version
 _SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "b1"}
 _SAFETENSORS |= {f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)}
 PARAMETER_NAMES = "StructuredToParameterName@@"  # Paddle's record of its generated names, among the tensors
@@ -51,8 +53,7 @@ def read_pickled(path: str | Path) -> object:
         Arrays, numbers and texts in plain containers, as of :func:`~paddle_dit.pickles.unpickle`.
 
     Raises:
-        ConversionError: the file is missing, cut short, of another kind, has PyTorch's format from before 1.6, or its
-            pickle asks for more than that.
+        ConversionError: the file is missing, cut short, of another kind, or its pickle asks for more than that.
     """
     path = _checked(path, ".pdparams", *_PYTORCH)
     kind = "PyTorch file" if path.suffix in _PYTORCH else "Paddle weights"
@@ -79,7 +80,7 @@ def read_by_content(path: str | Path) -> object:
         file.seek(0)
         # Safetensors come first: the length that they begin with may look like the mark of another kind.
         table = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size
-        if not table and start.startswith((_ZIP, _OLD_PYTORCH)):
+        if not table and start.startswith((_ZIP, _BEFORE_1_6)):
             return _load_pytorch(file)
         if not table and (start.startswith(_PICKLE) or path.suffix == ".pdparams"):  # the oldest have no mark
             return unpickle(file, size)
@@ -189,14 +190,48 @@ def _is_table(value: object) -> bool:
 
 
 def _load_pytorch(file: BinaryIO) -> object:
-    start = file.read(len(_ZIP))
-    if start.startswith(_PICKLE):
-        raise ConversionError("it has PyTorch's format from before 1.6; save it again with PyTorch 1.6 or newer")
-    if start != _ZIP:
+    start = file.read(len(_BEFORE_1_6))
+    if start == _BEFORE_1_6:
+        return _load_before_1_6(file)
+    if not start.startswith(_ZIP):
         raise zipfile.BadZipFile("no zip file")
+    file.seek(0)
     with zipfile.ZipFile(file) as entries:
         archive = _Archive(file, entries)
     return unpickle(BytesIO(archive.pickle), len(archive.pickle), archive.storage)
+
+
+def _load_before_1_6(file: BinaryIO) -> object:
+    """Read the rest of PyTorch's format from before 1.6, which says where its numbers lie only after the tensors.
+
+    So the pickle of the tensors is read twice: for the kinds and lengths of the storages, and to be filled.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(len(_BEFORE_1_6))
+    system = unpickle(file, size)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise ConversionError("its numbers are not said to be little-endian; save it again with PyTorch 1.6 or newer")
+    start, asked = file.tell(), {}
+
+    def note(key: str, dtype: np.dtype, count: int) -> np.ndarray:
+        if asked.setdefault(key, (dtype, count)) != (dtype, count):
+            raise ConversionError(f"its storage '{shown(key)}' is there as two kinds")
+        return np.broadcast_to(np.zeros((), dtype), count)  # takes no memory, and none of it is read
+
+    unpickle(file, size, note)
+    keys = unpickle(file, size)
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(asked):
+        raise ConversionError("its storages are not those of its tensors")
+    place, found, everything = file.tell(), {}, np.memmap(file, np.uint8, mode="r")  # which moves the file's place
+    for key in keys:
+        dtype, count = asked[key]
+        raw = everything[place + 8 : place + 8 + count * dtype.itemsize]
+        if everything[place : place + 8].tobytes() != struct.pack("<q", count) or len(raw) < count * dtype.itemsize:
+            raise ConversionError(f"its storage '{shown(key)}' is cut short or has another length than its tensors")
+        found[key] = as_numbers((raw if raw.ctypes.data % dtype.itemsize == 0 else raw.copy()).view(dtype))
+        place += 8 + count * dtype.itemsize
+    file.seek(start)
+    return unpickle(file, size, lambda key, *_: found[key])
 
 
 class _Archive:

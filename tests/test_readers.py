@@ -147,7 +147,6 @@ def test_a_header_length_that_looks_like_another_kind_is_safetensors_all_the_sam
         (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS"),
         (bytes(range(7, 200)), "is of no known kind; expected"),
         ((1 << 40).to_bytes(8, "little") + b"{}", "is cut short or no safetensors file"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.rest", "from before 1.6; save it again"),
     ],
 )
 def test_what_is_no_weights_file_is_said(tmp_path, content, told):
@@ -211,6 +210,7 @@ def test_numbers_of_pytorch(tmp_path, suffix):
     assert same(found, {**NUMBERS, "torch.BFloat16Storage": np.array([1.5, -2], np.float32)})
     assert found["torch.BoolStorage"].view(np.uint8).tolist() == [1, 0]
     assert all(value.flags.aligned for value in found.values())
+    assert same(read_by_content(tmp_path / "old.pth"), found)
 
 
 def test_views_of_a_storage_of_pytorch(tmp_path):
@@ -298,9 +298,8 @@ def test_files_that_pytorch_wrote(tmp_path):
     for protocol in (2, 4):
         torch.save({"model": tensors, "ema": OrderedDict(tensors)}, tmp_path / "all.pt", pickle_protocol=protocol)
         assert all(same(found, expected) for found in read_pickled(tmp_path / "all.pt").values())
-    torch.save(tensors, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(ConversionError, match=r"old.pt is refused: .* before 1.6"):
-        read_tensors(tmp_path / "old.pt")
+    torch.save(OrderedDict(tensors), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert same(read_tensors(tmp_path / "old.pt"), expected)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +384,7 @@ def rewritten(**options):
         (lambda path: path.write_bytes(b"PK\x03\x04"), "cut short or no PyTorch file"),
         (lambda path: path.write_bytes(b""), "cut short or no PyTorch file"),
         (lambda path: path.write_bytes(b"a text file\n"), "cut short or no PyTorch file"),
-        (lambda path: path.write_bytes(pickle.dumps(0)), "from before 1.6; save it again with PyTorch 1.6 or newer"),
+        (lambda path: path.write_bytes(pickle.dumps(0)), "cut short or no PyTorch file"),
     ],
 )
 def test_a_damaged_zip_is_refused(tmp_path, damage, told):
@@ -393,3 +392,67 @@ def test_a_damaged_zip_is_refused(tmp_path, damage, told):
     damage(path)
     with pytest.raises(ConversionError, match=told):
         read_pickled(path)
+
+
+BEFORE_1_6 = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
+SIX = np.arange(6, dtype="<f4").tobytes()
+
+
+def write_before_1_6(path, value=None, *, keys=("0",), count=6, numbers=SIX, little_endian=True):
+    """Write a pickle and its storages as PyTorch did before 1.6; anything may be wrong with it."""
+    system = pickle.dumps({"protocol_version": 1001, "little_endian": little_endian, "type_sizes": {"int": 4}}, 2)
+    value = tensor(view=b"N") if value is None else value
+    parts = [BEFORE_1_6, system, b"\x80\x02", value, b".", pickle.dumps(list(keys), 2)]
+    path.write_bytes(b"".join([*parts, *(struct.pack("<q", count) + numbers for _ in keys)]))
+    return path
+
+
+def test_a_file_from_before_pytorch_1_6(tmp_path):
+    other = tensor(size=(6,), stride=(1,), key="7", kind="torch.IntStorage", view=b"N")
+    values = table(x=tensor(view=b"N"), turned=tensor(size=(3, 2), stride=(1, 3), view=b"N"), other=other)
+    found = read_tensors(write_before_1_6(tmp_path / "old.pth", values, keys=("7", "0")))
+    whole = np.arange(6, dtype=np.float32).reshape(2, 3)
+    other = np.frombuffer(SIX, np.int32)
+    assert same(found, {"x": whole, "turned": whole.T, "other": other})
+    assert all(value.flags.aligned for value in found.values())
+    assert same(read_by_content(tmp_path / "old.pth"), found)
+
+
+def test_an_attack_in_a_file_from_before_pytorch_1_6_is_refused_and_does_nothing(tmp_path):
+    evil = pickle.dumps(Touch(tmp_path / "made"), 2)
+    whole = write_before_1_6(tmp_path / "old.pth").read_bytes()
+    for start in (len(BEFORE_1_6), whole.index(b"\x80\x02ctorch"), whole.index(pickle.dumps(["0"], 2))):
+        (tmp_path / "old.pth").write_bytes(whole[:start] + evil + whole[start:])
+        with pytest.raises(ConversionError, match=r"old.pth is refused: it asks for 'posix.mkdir'"):
+            read_pickled(tmp_path / "old.pth")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"little_endian": False}, "not said to be little-endian"),
+        ({"keys": ()}, "storages are not those of its tensors"),
+        ({"keys": ("0", "0")}, "storages are not those of its tensors"),
+        ({"keys": ("0", "1")}, "storages are not those of its tensors"),
+        ({"keys": (0, "0")}, "storages are not those of its tensors"),
+        ({"count": 5}, "storage '0' is cut short or has another length"),
+        ({"numbers": bytes(23)}, "storage '0' is cut short or has another length"),
+        ({"value": tensor(count=1 << 50, view=b"N")}, "storage '0' is cut short or has another length"),
+        ({"value": tensor(view=text("another"))}, "which is no storage"),
+        ({"value": row(tensor(), tensor(kind="torch.IntStorage"))}, "there as two kinds"),
+        ({"value": tensor(number(1))}, "larger than its storage"),
+    ],
+)
+def test_a_damaged_file_from_before_pytorch_1_6_is_refused(tmp_path, wrong, told):
+    assert read_pickled(write_before_1_6(tmp_path / "old.pth")).shape == (2, 3)
+    with pytest.raises(ConversionError, match=told):
+        read_pickled(write_before_1_6(tmp_path / "old.pth", **wrong))
+
+
+def test_a_file_from_before_pytorch_1_6_that_is_cut_short_is_refused(tmp_path):
+    whole = write_before_1_6(tmp_path / "old.pth").read_bytes()
+    for length in range(4, len(whole), 7):
+        (tmp_path / "old.pth").write_bytes(whole[:length])
+        with pytest.raises(ConversionError, match=r"old.pth is (cut short|refused)"):
+            read_pickled(tmp_path / "old.pth")

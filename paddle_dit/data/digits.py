@@ -88,6 +88,11 @@ def shrink(images: np.ndarray) -> np.ndarray:
     return (_box_average(np.clip(images, -1, 1).mean(axis=1)) + 1) * np.float32(INK / 2)
 
 
+def as_digits(images: np.ndarray) -> np.ndarray:
+    """Return drawn pictures, uint8 ``[N, s, s, 3]``, as :func:`shrink` returns them: float32 ``[N, 8, 8]``."""
+    return shrink(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
+
+
 def _check_size(size: int) -> None:
     if size < SIDE or size % SIDE:
         raise DataError(f"the side of a picture must be a positive multiple of {SIDE}, not {size}")

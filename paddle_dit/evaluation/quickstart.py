@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_dit.data.digits import DIGIT_NAMES, DIGITS_VAE_FOLDER, enlarge, load_digits, shrink
+from paddle_dit.data.digits import DIGIT_NAMES, DIGITS_VAE_FOLDER, as_digits, enlarge, load_digits
 from paddle_dit.data.store import StoreWriter
-from paddle_dit.errors import PaddleDiTError
+from paddle_dit.errors import ConfigError, PaddleDiTError
+from paddle_dit.evaluation.digit_features import digit_figures
 from paddle_dit.evaluation.digits import Verdict, judge
+from paddle_dit.evaluation.metrics import NEIGHBOUR
 from paddle_dit.files import write_json
 from paddle_dit.generation import SamplingOptions, draw_images, load_generator
 from paddle_dit.models.vae import encode, load_vae
@@ -38,7 +40,9 @@ class Quickstart:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Run all stages, write the report and print the verdict."""
+        """Run all stages, write the report and print the verdict; ConfigError for too few samples to judge."""
+        if self.num_samples <= NEIGHBOUR:
+            raise ConfigError(f"--num-samples must be {NEIGHBOUR + 1} or more, got {self.num_samples}")
         self.output.mkdir(parents=True, exist_ok=True)
         # Children start in the project's folder, so a relative path must mean the same there as here.
         self.output = _shortest(self.output)
@@ -53,8 +57,8 @@ class Quickstart:
             with self._stage("pipeline", "[4/5] draw 10 x 10 digits with the stock DiTPipeline"):
                 self.draw_picture()
             with self._stage("judge", f"[5/5] draw {self.num_samples} digits and judge them"):
-                verdict = self.judge()
-        self.report(verdict)
+                verdict, figures = self.judge()
+        self.report(verdict, figures)
 
     @contextmanager
     def _stage(self, name: str, title: str) -> Iterator[None]:
@@ -106,16 +110,19 @@ class Quickstart:
         captions = [DIGIT_NAMES[label] for label in labels]
         labelled_grid(images, captions, columns=PER_CLASS, cell=64).save(self.output / "samples.png")
 
-    def judge(self) -> Verdict:
-        """Draw with our own sampler and ask the judge."""
-        return draw_and_judge(self.output / "pipeline", self.num_samples, self.seed)
+    def judge(self) -> tuple[Verdict, dict[str, float]]:
+        """Draw with our own sampler, ask the judge, and compute the figures by which images are compared."""
+        images, labels = draw_digits(self.output / "pipeline", self.num_samples, self.seed)
+        return judge(as_digits(images), labels), digit_figures(images)
 
-    def report(self, verdict: Verdict) -> None:
+    def report(self, verdict: Verdict, figures: dict[str, float]) -> None:
         """Write ``report.json`` and print the verdict."""
+        heldout = digit_figures(load_digits("heldout")[0])
         log = log_lines(self.output / "run" / LOG)
         rate = float(np.median([line["images_per_second"] for line in log]))
         values = {
             **asdict(verdict),
+            "digit_features": {"generated": figures, "real_heldout": heldout},
             "images_per_second": round(rate, 1),
             "final_loss": log[-1]["loss"],
             "sampling": SAMPLING.to_dict(),
@@ -123,9 +130,8 @@ class Quickstart:
             "seconds": self.seconds,
         }
         write_json(self.output / "report.json", values)
-        print(
-            _VERDICT.format(verdict=verdict, rate=rate, seconds=self.seconds, stages=self._stages(), output=self.output)
-        )
+        told = {"verdict": verdict, "figures": figures, "heldout": heldout, "rate": rate, "seconds": self.seconds}
+        print(_VERDICT.format(**told, stages=self._stages(), output=self.output))
 
     def _stages(self) -> str:
         return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items() if name != "total")
@@ -133,7 +139,8 @@ class Quickstart:
 
 def draw_and_judge(model: Path, num_samples: int, seed: int = 0) -> Verdict:
     """Draw digits of all classes in turn and ask the judge what they are; arguments as of :func:`draw_digits`."""
-    return judge(*draw_digits(model, num_samples, seed))
+    images, labels = draw_digits(model, num_samples, seed)
+    return judge(as_digits(images), labels)
 
 
 def draw_digits(
@@ -148,12 +155,11 @@ def draw_digits(
         num_classes: how many classes the model has.
 
     Returns:
-        float32 ``[N, 8, 8]``, ink 0..16, and int64 labels ``[N]``.
+        uint8 ``[N, 32, 32, 3]``, and what was asked for, int64 ``[N]``.
     """
     labels = np.arange(num_samples) % num_classes
     options = SamplingOptions(**{**SAMPLING.to_dict(), "seed": seed})
-    images = draw_images(load_generator(model), labels, options, batch_size=100)
-    return shrink(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0), labels
+    return draw_images(load_generator(model), labels, options, batch_size=100), labels
 
 
 def write_digits(folder: Path, split: str, vae) -> None:
@@ -187,6 +193,9 @@ Verdict
   distance to the nearest training digit: generated {verdict.nearest_distance_generated:.1f},\
  held-out real {verdict.nearest_distance_heldout:.1f}  (far smaller would mean copies)
   precision {verdict.precision:.2f}, recall {verdict.recall:.2f}
+  by the features of a digit classifier: FID {figures[fid]:.2f} (held-out real {heldout[fid]:.2f}),\
+ Inception Score {figures[inception_score]:.2f} ({heldout[inception_score]:.2f}),\
+ precision {figures[precision]:.2f} ({heldout[precision]:.2f}), recall {figures[recall]:.2f} ({heldout[recall]:.2f})
   trained at {rate:.0f} images/s; {stages}; {seconds[total]:.0f} s in all
 
   {output}/samples.png    look at it

@@ -7,7 +7,7 @@ from PIL import Image
 
 FIGURES = {
     "generated_accuracy", "real_heldout_accuracy", "num_samples", "nearest_distance_generated",
-    "nearest_distance_heldout", "precision", "recall", "images_per_second", "seconds",
+    "nearest_distance_heldout", "precision", "recall", "images_per_second", "seconds", "digit_features",
 }  # fmt: skip
 
 
@@ -23,6 +23,8 @@ def test_every_stage_leaves_what_it_promises(run_command, tmp_path):
     assert report["num_samples"] == 20
     assert report["real_heldout_accuracy"] > 0.97
     assert report["final_loss"] < 0.9
+    assert report["digit_features"]["generated"].keys() == report["digit_features"]["real_heldout"].keys()
+    assert report["digit_features"]["real_heldout"]["fid"] < 3 < report["digit_features"]["generated"]["fid"]
     for name in ("samples.png", "loss.png"):
         assert Image.open(output / name).size[0] > 300
     assert (output / "pipeline" / "model_index.json").is_file()

@@ -253,6 +253,7 @@ def plan_of_trainer(argv):
         ("sample.py", ["--model", "absent"]),
         ("convert_dit_to_ppdiffusers.py", ["--checkpoint", "absent"]),
         ("check_parity.py", ["absent.npz"]),
+        ("evaluate.py", ["absent.npz"]),
     ],
 )
 def test_any_command_line_of_a_script_is_refused_in_one_line(examples, script, needed, here, monkeypatch):

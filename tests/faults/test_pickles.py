@@ -53,9 +53,10 @@ def table(**items):
 ZERO = number(0)
 
 
-def tensor(offset=ZERO, size=(2, 3), stride=(3, 1), count=6, key="0", kind="torch.FloatStorage", hooks=b"N"):
+def tensor(offset=ZERO, size=(2, 3), stride=(3, 1), count=6, key="0", kind="torch.FloatStorage", hooks=b"N", view=b""):
     """Return the pickle of a tensor as PyTorch writes it; anything may be wrong with it."""
-    storage = row(text("storage"), name(kind) if isinstance(kind, str) else kind, text(key), text("cpu"), number(count))
+    kind = name(kind) if isinstance(kind, str) else kind
+    storage = row(text("storage"), kind, text(key), text("cpu"), number(count), view)
     shape, steps = (row(*map(number, values)) for values in (size, stride))
     return call(name("torch._utils._rebuild_tensor_v2"), storage + b"Q", offset, shape, steps, b"\x89", hooks)
 

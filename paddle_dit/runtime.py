@@ -1,10 +1,16 @@
-"""Process settings that must be in place before Paddle is imported. Entry points call :func:`prepare` first."""
+"""Process settings that must be in place before Paddle is imported, and the device that Paddle then has.
+
+Entry points call :func:`prepare` first.
+"""
 
 import ctypes
 import os
+import platform
 import sys
 import warnings
 from pathlib import Path
+
+from paddle_dit.errors import ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -43,3 +49,46 @@ def prepare() -> None:
 def sees_gpu() -> bool:
     """Whether this machine has an NVIDIA GPU, told without Paddle."""
     return Path("/proc/driver/nvidia/version").exists()
+
+
+def has_gpu() -> bool:
+    """Whether this Paddle is a GPU build that sees a GPU."""
+    import paddle
+
+    return paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+
+
+def choose_device(precision: str = "fp32") -> str:
+    """Take this process's GPU, if there is one, and return "gpu" or "cpu".
+
+    Args:
+        precision: "fp32", "bf16" or "fp16".
+
+    Raises:
+        ConfigError: half precision without a GPU: Paddle would compute in float32 without a word.
+    """
+    import paddle
+
+    if has_gpu():
+        paddle.set_device(f"gpu:{os.environ.get('FLAGS_selected_gpus', '0').split(',')[0]}")
+        return "gpu"
+    if precision != "fp32":
+        raise ConfigError(f"--precision {precision} needs a GPU; Paddle's CPU kernels have float32 alone: use fp32")
+    return "cpu"
+
+
+def environment() -> dict[str, str | None]:
+    """Return the threads and versions on which the last bits of a result depend."""
+    import numpy as np
+    import paddle
+
+    from paddle_dit import __version__
+
+    return {
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "mkl_kernels": os.environ.get("MKL_DEBUG_CPU_TYPE"),  # other kernels round otherwise
+        "paddle_dit": __version__,
+        "paddle": paddle.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

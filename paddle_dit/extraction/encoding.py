@@ -1,14 +1,14 @@
 """From pixels to what a store keeps of them: the VAE, and noise that depends on the seed and the image alone."""
 
 import contextlib
-import hashlib
-import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from paddle_dit.checkpoint import fingerprint
 from paddle_dit.errors import ConfigError
 from paddle_dit.randomness import Stream, generator
+from paddle_dit.runtime import choose_device
 
 _AMP = {"bf16": "bfloat16", "fp16": "float16"}
 
@@ -44,7 +44,7 @@ class Encoder:
     ) -> None:
         self.vae, self.kind, self.overflows = vae, kind, 0
         self._seed, self._precision, self._report = seed, precision, report
-        self.device = _choose_device(precision)
+        self.device = choose_device(precision)
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         if image_size % factor:
             below = image_size // factor * factor
@@ -65,11 +65,7 @@ class Encoder:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the VAE's weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.vae.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.vae)
 
     def __call__(self, pixels: np.ndarray, numbers: Sequence[int], mirrored: bool = False) -> np.ndarray:
         """Encode a batch at once.
@@ -119,14 +115,3 @@ class Encoder:
 def draw(mean: np.ndarray, log_variance: np.ndarray, noise: np.ndarray, scaling_factor: float) -> np.ndarray:
     """Return latents ``[B, C, h, w]`` drawn from the VAE's distribution by standard normal ``noise``, all float32."""
     return (mean + np.exp(log_variance / 2) * noise) * np.float32(scaling_factor)
-
-
-def _choose_device(precision: str) -> str:
-    import paddle
-
-    if not (paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count()):
-        if precision != "fp32":
-            raise ConfigError(f"--precision {precision} needs a GPU; Paddle's CPU kernels have float32 alone: use fp32")
-        return "cpu"
-    paddle.set_device(f"gpu:{os.environ.get('FLAGS_selected_gpus', '0').split(',')[0]}")
-    return "gpu"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import paddle
 
 from paddle_dit.errors import ConfigError
+from paddle_dit.runtime import has_gpu
 from paddle_dit.training.recipe import AmpLevel, Dtype, TrainRecipe
 
 MASTER = "fp32_master_0"
@@ -132,8 +133,3 @@ def be_deterministic() -> None:
         paddle.set_flags({"FLAGS_cudnn_deterministic": True, "FLAGS_embedding_deterministic": 1})
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         os.environ.setdefault("NCCL_ALGO", "Ring")
-
-
-def has_gpu() -> bool:
-    """Whether this Paddle is a GPU build that sees a GPU."""
-    return paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0

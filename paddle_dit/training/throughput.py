@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import paddle
 
 from paddle_dit.config import DiTConfig
+from paddle_dit.runtime import has_gpu
 from paddle_dit.training.costs import PEAK_TFLOPS, train_flops
-from paddle_dit.training.precision import has_gpu
 
 
 class Throughput:

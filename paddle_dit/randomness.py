@@ -18,6 +18,7 @@ class Stream(IntEnum):
     FLIPS = 3
     ENCODING = 4
     POSTERIOR = 5
+    LABELS = 6
 
 
 MAX_SEED = 2**56 - 1  # the stream takes 8 of the key's 64 bits

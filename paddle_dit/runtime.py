@@ -12,6 +12,7 @@ from pathlib import Path
 
 from paddle_dit.errors import ConfigError
 
+AMP_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}  # --precision -> Paddle's name
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 

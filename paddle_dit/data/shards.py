@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from paddle_dit.data.store_index import (
     INDEX,
     check_labels,
     index_text,
+    read_signed,
     shard_files,
     write_arrays,
     write_file,
@@ -253,17 +254,23 @@ def own_files(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if _OWN.fullmatch(path.name)]
 
 
+def sidecars(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Yield number and path of every sidecar in a folder."""
+    for path in sorted(folder.iterdir()):
+        if named := _SIDECAR.fullmatch(path.name):
+            yield int(named[1]), path
+
+
 def _finished(folder: Path, plan: StorePlan, hashes: bool) -> Iterable[tuple[int, dict]]:
     """Yield the number and sidecar of each finished shard."""
-    for path in sorted(folder.iterdir()):
-        named = _SIDECAR.fullmatch(path.name)
-        values = _read_signed(path) if named else None
+    for number, path in sidecars(folder):
+        values = read_signed(path)
         if values is None:
-            continue  # no sidecar, or a damaged one: the shard is written again
-        if values.get("plan") != plan.name or int(named[1]) >= plan.num_shards:
+            continue  # a damaged one: the shard is written again
+        if values.get("plan") != plan.name or number >= plan.num_shards:
             raise DataError(f"{path} is of another run than {folder / PLAN}; remove it, and its shard is written again")
         if all(_fits(folder / entry["file"], entry, hashes) for entry in values["files"].values()):
-            yield int(named[1]), values
+            yield number, values
 
 
 def _fits(path: Path, entry: Mapping[str, Any], hashes: bool) -> bool:
@@ -284,7 +291,7 @@ def _claimed(folder: Path, plan: StorePlan) -> bool:
         for path in own_files(folder):
             path.unlink()
         return False
-    former, mend = _read_signed(folder / PLAN), "remove the folder or choose another"
+    former, mend = read_signed(folder / PLAN), "remove the folder or choose another"
     if former is None:
         raise DataError(f"{folder / PLAN} is damaged; {mend}")
     if former.get("plan_version") != _VERSION:
@@ -302,17 +309,6 @@ def _differences(former: Mapping[str, Any], present: Mapping[str, Any]) -> list[
         elif before != now and name != "sha256":
             lines.append(f"{name} was {before!r}, now {now!r}")
     return lines
-
-
-def _read_signed(path: Path) -> dict[str, Any] | None:
-    """Read what :func:`index_text` wrote, or return None where it is not as it was written."""
-    try:
-        content = path.read_bytes()
-        values = json.loads(content)
-        del values["sha256"]
-        return values if index_text(values) == content else None
-    except (OSError, ValueError, RecursionError, TypeError, KeyError):
-        return None
 
 
 def _sidecar(folder: Path, number: int) -> Path:

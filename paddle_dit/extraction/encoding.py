@@ -8,9 +8,7 @@ import numpy as np
 from paddle_dit.checkpoint import fingerprint
 from paddle_dit.errors import ConfigError
 from paddle_dit.randomness import Stream, generator
-from paddle_dit.runtime import choose_device
-
-_AMP = {"bf16": "bfloat16", "fp16": "float16"}
+from paddle_dit.runtime import AMP_DTYPES, choose_device
 
 
 class Encoder:
@@ -105,7 +103,7 @@ class Encoder:
         import paddle
 
         half = precision != "fp32"
-        context = paddle.amp.auto_cast(dtype=_AMP[precision], level="O1") if half else contextlib.nullcontext()
+        context = paddle.amp.auto_cast(dtype=AMP_DTYPES[precision], level="O1") if half else contextlib.nullcontext()
         with paddle.no_grad(), context:
             posterior = self.vae.encode(paddle.to_tensor(images)).latent_dist
         parts = [posterior.mean.astype("float32").numpy(), posterior.logvar.astype("float32").numpy()]

@@ -10,8 +10,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -25,9 +26,9 @@ from paddle_dit.data.store_index import INDEX, new_index, read_index, shard_file
 from paddle_dit.errors import DataError, PaddleDiTError
 from paddle_dit.extraction.encoding import Encoder
 from paddle_dit.extraction.options import ExtractionOptions
-from paddle_dit.extraction.ranks import Meeting, Place, Stop
 from paddle_dit.extraction.summary import PREVIEW, SKIPPED, plain_name, write_preview
 from paddle_dit.files import read_json
+from paddle_dit.meeting import Meeting, Place, Stop
 from paddle_dit.models.vae import load_vae
 
 _FILLED_IN = ("num_samples", "shards", "flip_shards", SKIPPED)  # of an index, at the end
@@ -48,6 +49,33 @@ class Result:
 
     store: PackedStore
     summary: Summary | None
+
+
+@dataclass(frozen=True)
+class _StoreWork:
+    """A store's shards as the parts that processes share."""
+
+    folder: Path
+    plan: StorePlan
+    is_whole: Callable[[], bool]
+    flag = "--features-path"
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    @property
+    def num_parts(self) -> int:
+        return self.plan.num_shards
+
+    def begin(self) -> bool:
+        return shards.begin(self.folder, self.plan)
+
+    def finished(self) -> set[int]:
+        return shards.finished_shards(self.folder, self.plan, hashes=True)
+
+    def sidecars(self) -> Iterator[tuple[int, Path]]:
+        return shards.sidecars(self.folder)
 
 
 class Extraction:
@@ -88,7 +116,7 @@ class Extraction:
         self.seconds = self.waited = 0.0
         self._told = self._current = 0  # images
         self._plan = self._make_plan()
-        self._meeting = Meeting(options.folder, self._plan, self._place, report)
+        self._meeting = Meeting(_StoreWork(options.folder, self._plan, self._is_whole), self._place, report)
         if self.is_main and not self._is_whole():
             self._check_space()
 
@@ -104,7 +132,7 @@ class Extraction:
             StoppedError: ``stop`` said so.
         """
         self._meeting.hold()
-        self.whole = self._meeting.begin(self._is_whole, stop)
+        self.whole = self._meeting.begin(stop)
         self._told = self.done = self.total if self.whole else self._count(self._meeting.finished)
 
     def run(self, advance: Advance = lambda amount: None, stop: Stop = lambda: False) -> Result | None:

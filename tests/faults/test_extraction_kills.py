@@ -19,7 +19,7 @@ from tests.faults.test_disk import errors_in, fill, small_disk  # noqa: F401  a 
 
 SCRIPT = "scripts/extract_features.py"
 COUNT, SHARD = 400, 40
-BEGUN = ".extraction.json"
+BEGUN = ".meeting.json"
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ Entry points call :func:`prepare` first.
 import ctypes
 import os
 import platform
+import re
+import resource
 import sys
 import warnings
 from pathlib import Path
@@ -76,6 +78,14 @@ def choose_device(precision: str = "fp32") -> str:
     if precision != "fp32":
         raise ConfigError(f"--precision {precision} needs a GPU; Paddle's CPU kernels have float32 alone: use fp32")
     return "cpu"
+
+
+def peak_rss() -> int:
+    """Return the most bytes of main memory that this process has had."""
+    status = Path("/proc/self/status")
+    if status.exists():  # rusage counts on Linux what the process was before it became this program, too
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def environment() -> dict[str, str | None]:

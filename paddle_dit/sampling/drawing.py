@@ -1,7 +1,6 @@
 """A loaded model, how it is to draw, and the record of both that goes with every image."""
 
 import json
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from paddle_dit.checkpoint import find_checkpoint, fingerprint
 from paddle_dit.conversion.ppdiffusers_pipeline import MODEL_INDEX
 from paddle_dit.generation import Generator, SamplingOptions, load_generator
-from paddle_dit.runtime import choose_device, environment, has_gpu
+from paddle_dit.runtime import choose_device, environment, has_gpu, peak_rss
 from paddle_dit.sampling.options import DrawingOptions
 
 
@@ -98,7 +97,7 @@ def _sampling(options: DrawingOptions) -> SamplingOptions:
 
 def closing_line(what: Path, images: int, seconds: float) -> str:
     """Return the last line of a command: what was written, how fast, and with how much memory."""
-    memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB"
+    memory = f"{peak_rss() / 2**20:,.0f} MiB"
     if has_gpu():
         import paddle
 

@@ -72,7 +72,7 @@ class SampleFolder:
         try:
             if self._has_npz and (self.folder / NPZ).stat().st_size != former["npz"]["bytes"]:
                 return False
-            return self._keeps_png is False or all(
+            return not self._keeps_png or all(
                 sum(path.stat().st_size for path in self._images(number)) == part["bytes"]
                 for number, part in enumerate(former["parts"])
             )

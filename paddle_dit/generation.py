@@ -42,9 +42,9 @@ class SamplingOptions:
         guidance_channels: latent channels that are guided: 3 as the paper's code, all as ppdiffusers.
         guidance_interval: guide at timesteps ``low <= t < high`` only; None everywhere.
         seed: of every draw, 0 to 2**56 - 1.
-        timestep_spacing: "linspace", "leading" or "trailing", see :func:`~paddle_dit.diffusion.schedule.
-            spaced_timesteps`. None is what was published: "linspace" for ddpm (the paper's code) and dpm-solver++
-            (ppdiffusers), "leading" for ddim, whose paper strides evenly from timestep 0, where the steps divide 1000.
+        timestep_spacing: "linspace", "leading" or "trailing", as ``schedule.spaced_timesteps`` has them. None is what
+            was published: "linspace" for ddpm (the paper's code) and dpm-solver++ (ppdiffusers), "leading" for ddim,
+            whose paper strides evenly from timestep 0, where the steps divide 1000.
         eta: share of ddpm's noise that ddim adds, 0 (none, deterministic) to 1.
         precision: of the model's matrix products: "fp32", or on a GPU "bf16" or "fp16".
     """

@@ -5,6 +5,7 @@ names the size and hash of all others, comes last, and a single rename makes the
 any moment leaves either the whole checkpoint or a leftover that nobody takes for one.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -283,6 +284,15 @@ def load_weights(layer, tensors: dict[str, np.ndarray], source: Path | str) -> N
         raise CheckpointError(f"{source} holds another model's weights ({told})")
     for name, tensor in own.items():
         tensor.set_value(tensors[name].astype(str(tensor.dtype).split(".")[-1], copy=False))
+
+
+def fingerprint(layer) -> str:
+    """Return the SHA-256 of a layer's names and numbers, in hexadecimal: the same wherever they were read from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(layer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_info(path: Path) -> ModelInfo:

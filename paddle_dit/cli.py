@@ -9,24 +9,34 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar, get_type_hints
 
 from paddle_dit.errors import ConfigError, nearest
 
 T = TypeVar("T")
+Switches = Mapping[str, tuple[str, str, str]]  # key -> (field, its text if the key is true, its text if it is false)
+_NO_SWITCHES: Switches = MappingProxyType({})
 
 
-def parse(recipe_type: type[T], argv: Sequence[str] | None = None, *, description: str) -> T:
+def parse(
+    recipe_type: type[T],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str,
+    switches: Switches = MappingProxyType({}),
+) -> T:
     """Build ``recipe_type`` from the command line.
 
     Args:
         recipe_type: a dataclass; every field is a flag.
         argv: the arguments, ``sys.argv[1:]`` by default.
         description: the head of ``--help``, usually the script's docstring.
+        switches: keys that a recipe may have besides, as others' recipes do: what each stands for if true or false.
 
     Raises:
         ConfigError: an unknown key (the nearest known one is named) or a value of the wrong type.
@@ -35,7 +45,7 @@ def parse(recipe_type: type[T], argv: Sequence[str] | None = None, *, descriptio
 
     argv = list(sys.argv[1:] if argv is None else argv)
     if any(field.name == "config" for field in fields(recipe_type)):
-        argv = [*_recipe_flags(argv, recipe_type), *argv]
+        argv = [*_recipe_flags(argv, recipe_type, switches), *argv]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -51,7 +61,7 @@ def parse(recipe_type: type[T], argv: Sequence[str] | None = None, *, descriptio
     return recipe
 
 
-def _recipe_flags(argv: Sequence[str], recipe_type: type) -> list[str]:
+def _recipe_flags(argv: Sequence[str], recipe_type: type, switches: Switches) -> list[str]:
     """Return the flags written in the YAML file that ``-c``/``--config`` names, or none."""
     path = None
     for flag, value in zip(argv, [*argv[1:], ""], strict=False):
@@ -61,10 +71,32 @@ def _recipe_flags(argv: Sequence[str], recipe_type: type) -> list[str]:
             path = Path(flag.split("=", 1)[1])
     if path is None:
         return []
+    values = read_recipe(path, {*_names(recipe_type), *switches})
+    for key in switches.keys() & values.keys():
+        name, on, off = switches[key]
+        if name in values:
+            raise ConfigError(f"{path}: '{key}' and '{name}' say the same thing; remove one")
+        if not isinstance(values[key], bool):
+            raise ConfigError(f"{path}: '{key}' must be true or false, got {values[key]!r}")
+        values[name] = on if values.pop(key) else off
+    return flags(path, values, recipe_type)
+
+
+def flags(source: Path, values: Mapping[str, object], recipe_type: type) -> list[str]:
+    """Return the flags that say the same as values read from a file.
+
+    Args:
+        source: the file, for messages.
+        values: by name with underscores: numbers, texts, true, false, None, or lists of numbers or texts.
+        recipe_type: the dataclass that they are fields of.
+
+    Raises:
+        ConfigError: a value that one flag could not say.
+    """
     booleans = {field.name for field in fields(recipe_type) if field.type in (bool, "bool")}
     tokens = []
-    for key, value in read_recipe(path, _names(recipe_type)).items():
-        tokens += _as_flag(path, key, value, key in booleans)
+    for key, value in values.items():
+        tokens += _as_flag(source, key, _plain(source, key, value), key in booleans)
     return tokens
 
 

@@ -4,15 +4,9 @@ import contextlib
 from collections.abc import Callable
 
 from paddle_dit.errors import ConfigError
+from paddle_dit.runtime import has_gpu
 
 PADDLE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-def has_gpu() -> bool:
-    """Whether this Paddle is a GPU build that sees a GPU."""
-    import paddle
-
-    return paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
 
 
 def check_precision(precision: str) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from paddle_dit.errors import ConfigError
-from paddle_dit.files import check_writable, write_json
+from paddle_dit.files import check_writable, read_json, write_json
 
 DEFAULT_FOLDER = Path("outputs/samples")
-_SET = re.compile(r"\d{6,}\.png|grid\.png|samples\.json")  # what save_images writes
+RECORD = "samples.json"
+_SET = re.compile(r"\d{6,}\.png|grid\.png|samples\.(json|npz)")  # what save_images and scripts/sample_ddp.py write
+_CHUNK = "paddle_dit"  # keyword of the PNG files' text chunk
 BACKGROUND, INK = (24, 26, 31), (222, 226, 233)
 
 
@@ -74,33 +77,80 @@ def choose_folder(output: Path | None, overwrite: bool) -> Path:
     """
     folder = output or DEFAULT_FOLDER
     number = 1
-    while output is None and not overwrite and _earlier_set(folder):
+    while output is None and not overwrite and earlier_set(folder):
         number += 1
         folder = DEFAULT_FOLDER.with_name(f"{DEFAULT_FOLDER.name}-{number}")
     check_writable(folder, "--output")
-    if not overwrite and _earlier_set(folder):
+    if not overwrite and earlier_set(folder):
         raise ConfigError(f"{folder} holds an earlier set of images; choose another --output or pass --overwrite")
     return folder
 
 
-def _earlier_set(folder: Path) -> list[Path]:
+def earlier_set(folder: Path) -> list[Path]:
+    """Return the files of an earlier set of images in a folder, if there are any."""
     return [path for path in folder.iterdir() if _SET.fullmatch(path.name)] if folder.is_dir() else []
 
 
-def save_images(folder: Path, images: np.ndarray, captions: Sequence[str], record: dict) -> Path:
-    """Write ``grid.png``, one PNG per image, and the record of how they were drawn; return the grid's path.
+def save_images(
+    folder: Path, images: np.ndarray, captions: Sequence[str], record: dict, records: Sequence[dict]
+) -> Path:
+    """Write ``grid.png``, one PNG per image, and ``samples.json``; return the grid's path.
 
     An earlier set in the folder is removed first, so that none of its images stays among the new ones.
+
+    Args:
+        folder: made if need be.
+        images: uint8 ``[N, H, W, 3]``.
+        captions: one per image, for the grid.
+        record: how they were drawn, for the JSON.
+        records: the same of each image, for its PNG, which is named by its number, ``index``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for path in _earlier_set(folder):
+    for path in earlier_set(folder):
         path.unlink()
-    for index, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{index:06d}.png")
+    for image, own in zip(images, records, strict=True):
+        write_png(folder / png_name(own["index"]), image, own)
     grid = folder / "grid.png"
-    labelled_grid(images, captions, columns=min(len(images), 8), cell=max(64, images.shape[2])).save(grid)
-    write_json(folder / "samples.json", record)
+    picture = labelled_grid(images, captions, columns=min(len(images), 8), cell=max(64, images.shape[2]))
+    picture.save(grid, pnginfo=_as_chunk(record))
+    write_json(folder / RECORD, record)
     return grid
+
+
+def png_name(index: int) -> str:
+    """Return the file name of an image's number."""
+    return f"{index:06d}.png"
+
+
+def write_png(path: Path, image: np.ndarray, record: dict) -> None:
+    """Write an image, uint8 ``[H, W, 3]``, with a text chunk that says as JSON how it was drawn."""
+    Image.fromarray(image).save(path, pnginfo=_as_chunk(record))
+
+
+def _as_chunk(record: dict) -> PngInfo:
+    chunk = PngInfo()
+    chunk.add_itxt(_CHUNK, json.dumps(record, ensure_ascii=False))
+    return chunk
+
+
+def read_record(path: Path) -> dict:
+    """Return how images were drawn, from their ``samples.json`` or from one of their PNG files.
+
+    Raises:
+        ConfigError: the file cannot be read, or says nothing of it.
+    """
+    if path.suffix.lower() != ".png":
+        return read_json(path, ConfigError)
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            record = json.loads(image.text[_CHUNK])
+    except FileNotFoundError:
+        raise ConfigError(f"no such file: {path}; give a PNG or samples.json of earlier images") from None
+    except (OSError, ValueError, SyntaxError, KeyError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise ConfigError(f"{path} does not say how it was drawn; give a PNG or samples.json of this project's scripts")
+    return record
 
 
 def loss_curve(log: Path, output: Path) -> None:

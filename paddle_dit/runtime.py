@@ -1,7 +1,13 @@
-"""Process settings that must be in place before Paddle is imported. Entry points call :func:`prepare` first."""
+"""Process settings that must be in place before Paddle is imported, and the device that Paddle then has.
+
+Entry points call :func:`prepare` first.
+"""
 
 import ctypes
 import os
+import platform
+import re
+import resource
 import sys
 import warnings
 from pathlib import Path
@@ -43,3 +49,45 @@ def prepare() -> None:
 def sees_gpu() -> bool:
     """Whether this machine has an NVIDIA GPU, told without Paddle."""
     return Path("/proc/driver/nvidia/version").exists()
+
+
+def has_gpu() -> bool:
+    """Whether this Paddle is a GPU build that sees a GPU."""
+    import paddle
+
+    return paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+
+
+def choose_device() -> str:
+    """Take this process's GPU, if there is one, and return "gpu" or "cpu"."""
+    if not has_gpu():
+        return "cpu"
+    import paddle
+
+    paddle.set_device(f"gpu:{os.environ.get('FLAGS_selected_gpus', '0').split(',')[0]}")
+    return "gpu"
+
+
+def peak_rss() -> int:
+    """Return the most bytes of main memory that this process has had."""
+    status = Path("/proc/self/status")
+    if status.exists():  # rusage counts on Linux what the process was before it became this program, too
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def environment() -> dict[str, str | None]:
+    """Return the threads and versions on which the last bits of a result depend."""
+    import numpy as np
+    import paddle
+
+    from paddle_dit import __version__
+
+    return {
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "mkl_kernels": os.environ.get("MKL_DEBUG_CPU_TYPE"),  # other kernels round otherwise
+        "paddle_dit": __version__,
+        "paddle": paddle.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

@@ -60,7 +60,7 @@ def _extract(job, stop) -> None:
 def _write_pairs(options: ExtractionOptions, stop) -> None:
     """Write the finished store as npy pairs."""
     from paddle_dit.data.unpacking import Unpacking
-    from paddle_dit.extraction.ranks import StoppedError
+    from paddle_dit.meeting import StoppedError
 
     def advance(amount: int) -> None:
         bar.update(amount)
@@ -82,7 +82,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(THREADS)
     runtime.prepare()
     from paddle_dit.extraction.job import Extraction
-    from paddle_dit.extraction.ranks import StoppedError
+    from paddle_dit.meeting import StoppedError
     from paddle_dit.training.signals import STOPPED, StopSignals
 
     job = Extraction(options, report=tqdm.write)  # its imports would take the signals back from us

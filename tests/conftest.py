@@ -52,9 +52,12 @@ def latent_store(tmp_path):
 
 @pytest.fixture
 def run_command():
-    """Return a function that runs ``python ARGUMENTS`` at the project's root and gives its result."""
+    """Return a function that runs ``python ARGUMENTS`` at the project's root and gives its result.
 
-    def run(*arguments, processes: int = 1, log_dir=None) -> subprocess.CompletedProcess:
+    ``environment`` changes variables; None takes one out.
+    """
+
+    def run(*arguments, processes: int = 1, log_dir=None, environment=None) -> subprocess.CompletedProcess:
         command = [sys.executable]
         if processes > 1:
             command += [
@@ -65,9 +68,10 @@ def run_command():
                 "--log_dir",
                 str(log_dir),
             ]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PADDLE_")}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("PADDLE_")}
+        kept = {key: value for key, value in {**kept, **(environment or {})}.items() if value is not None}
         return subprocess.run(
-            [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            [*command, *map(str, arguments)], cwd=ROOT, env=kept, capture_output=True, text=True, check=False
         )
 
     return run

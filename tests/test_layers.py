@@ -10,6 +10,7 @@ PACKAGE = ROOT / "paddle_dit"
 ROOMS = [  # from the top; a module is named by the first room that holds it, and anything else is on the floor
     ["evaluation"],
     ["training"],
+    ["sampling"],
     ["generation"],
     ["conversion", "extraction"],
     ["data", "diffusion", "models"],

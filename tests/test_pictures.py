@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from paddle_dit.errors import ConfigError
-from paddle_dit.pictures import choose_folder, labelled_grid, save_images, stacked
+from paddle_dit.pictures import choose_folder, labelled_grid, read_record, save_images, stacked, write_png
 
 
 def halves(height, width):
@@ -43,7 +43,8 @@ def test_pictures_stand_below_each_other_each_under_its_title():
 
 
 def save(folder, count):
-    return save_images(folder, np.repeat(halves(16, 32), count, axis=0), [""] * count, {"seed": 0})
+    images = np.repeat(halves(16, 32), count, axis=0)
+    return save_images(folder, images, [""] * count, {"seed": 0}, [{"seed": 0, "index": i} for i in range(count)])
 
 
 def test_small_images_are_enlarged_in_the_grid_alone(tmp_path):
@@ -62,7 +63,7 @@ def test_the_folder_is_new_each_time_unless_it_is_named(tmp_path, monkeypatch):
         choose_folder(tmp_path / "outputs" / "samples-2", overwrite=False)
 
 
-@pytest.mark.parametrize("left", ["000003.png", "samples.json", "grid.png"])
+@pytest.mark.parametrize("left", ["000003.png", "samples.json", "grid.png", "samples.npz"])
 def test_what_is_left_of_a_set_counts(tmp_path, left):
     (tmp_path / left).touch()
     with pytest.raises(ConfigError, match="earlier set"):
@@ -80,3 +81,32 @@ def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"--output .*file is a file"):
         choose_folder(tmp_path / "file" / "samples", overwrite=False)
+
+
+def test_every_file_of_a_set_says_how_it_was_drawn(tmp_path):
+    save(tmp_path, 2)
+    assert read_record(tmp_path / "samples.json") == read_record(tmp_path / "grid.png") == {"seed": 0}
+    assert read_record(tmp_path / "000001.png") == {"seed": 0, "index": 1}
+
+
+def test_a_record_does_not_change_the_pixels(tmp_path):
+    write_png(tmp_path / "one.png", halves(16, 32)[0], {"name": "Zürich, 中文", "scale": 1.5})
+    assert read_record(tmp_path / "one.png") == {"name": "Zürich, 中文", "scale": 1.5}
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "one.png")), halves(16, 32)[0])
+
+
+@pytest.mark.parametrize("content", ["nothing", "another picture", "a text", "cut off", "no object"])
+def test_a_file_without_a_record_is_refused(tmp_path, content):
+    path = tmp_path / "one.png"
+    if content == "another picture":
+        Image.fromarray(halves(16, 32)[0]).save(path)
+    elif content == "a text":
+        path.write_text("no picture")
+    elif content == "no object":
+        write_png(path, halves(16, 32)[0], ["seed", 0])
+    elif content == "cut off":
+        write_png(path, halves(16, 32)[0], {"seed": 0})
+        path.write_bytes(path.read_bytes()[:60])
+    told = "no such file" if content == "nothing" else "does not say how it was drawn"
+    with pytest.raises(ConfigError, match=told):
+        read_record(path)

@@ -27,6 +27,7 @@ from paddle_dit.data.store_index import (
     INDEX,
     as_stored,
     index_text,
+    read_signed,
     shard_files,
     write_arrays,
     write_file,
@@ -232,8 +233,8 @@ def own_files(folder: Path) -> list[Path]:
 
 
 def sidecars(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Yield the number and sidecar of each shard that has one, in no order."""
-    for path in folder.iterdir():
+    """Yield the number and sidecar of each shard that has one, in order."""
+    for path in sorted(folder.iterdir()):
         if named := _SIDECAR.fullmatch(path.name):
             yield int(named[1]), path
 
@@ -246,8 +247,8 @@ def check_not_half_written(folder: Path, mend: str = "") -> None:
 
 def _finished(folder: Path, plan: StorePlan, hashes: bool) -> Iterable[tuple[int, dict]]:
     """Yield the number and sidecar of each finished shard."""
-    for number, path in sorted(sidecars(folder)):
-        values = _read_signed(path)
+    for number, path in sidecars(folder):
+        values = read_signed(path)
         if values is None:
             continue  # damaged: the shard is written again
         if values.get("plan") != plan.name or number >= plan.num_shards:
@@ -274,7 +275,7 @@ def _claimed(folder: Path, plan: StorePlan) -> bool:
         for path in own_files(folder):
             path.unlink()
         return False
-    former, mend = _read_signed(folder / PLAN), "remove the folder or choose another"
+    former, mend = read_signed(folder / PLAN), "remove the folder or choose another"
     if former is None:
         raise DataError(f"{folder / PLAN} is damaged; {mend}")
     if former.get("plan_version") != _VERSION:
@@ -298,17 +299,6 @@ def _differences(former: Mapping[str, Any], present: Mapping[str, Any]) -> list[
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST // 2]}…"
-
-
-def _read_signed(path: Path) -> dict[str, Any] | None:
-    """Read what :func:`index_text` wrote, or return None where it is not as it was written."""
-    try:
-        content = path.read_bytes()
-        values = json.loads(content)
-        del values["sha256"]
-        return values if index_text(values) == content else None
-    except (OSError, ValueError, RecursionError, TypeError, KeyError, DataError):
-        return None
 
 
 def _sidecar(folder: Path, number: int) -> Path:

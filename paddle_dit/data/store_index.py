@@ -288,6 +288,17 @@ def _write_npy(array: np.ndarray, file: BinaryIO) -> None:
     file.write(np.ascontiguousarray(array).data)
 
 
+def read_signed(path: Path) -> dict[str, Any] | None:
+    """Read what :func:`index_text` wrote, or return None where it is not as it was written."""
+    try:
+        content = path.read_bytes()
+        values = json.loads(content)
+        del values["sha256"]
+        return values if index_text(values) == content else None
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return None
+
+
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> dict[str, Any]:
     """Write a file of the store whole or not at all, and return its entry for the index.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import paddle
 
-from paddle_dit.diffusion.schedule import SamplerSteps, Schedule, ddim_steps, ddpm_steps
+from paddle_dit.diffusion.schedule import SamplerSteps, Schedule, ddim_steps, ddpm_steps, dpm_solver_steps
 
 Denoise = Callable[[paddle.Tensor, paddle.Tensor], tuple[paddle.Tensor, paddle.Tensor | None]]
 Noise = Callable[[int], paddle.Tensor]
@@ -34,12 +34,22 @@ def ddim(denoise: Denoise, x, schedule: Schedule, noise: Noise, progress: Progre
     return _run(denoise, x, ddim_steps(schedule, eta), noise, progress)
 
 
+def dpm_solver(denoise: Denoise, x, schedule: Schedule, noise: Noise, progress: Progress = iter):
+    """Draw by DPM-Solver++(2M) (Lu et al. 2022b); deterministic, no noise is drawn. Arguments as for :func:`ddpm`."""
+    return _run(denoise, x, dpm_solver_steps(schedule), noise, progress)
+
+
 @paddle.no_grad()
 def _run(denoise: Denoise, x, steps: SamplerSteps, noise: Noise, progress: Progress):
-    last = len(steps) - 1
+    last, x0 = len(steps) - 1, None
     for i in progress(range(len(steps))):
         eps, variance = denoise(x, paddle.full([x.shape[0]], int(steps.timesteps[i]), dtype="int64"))
+        previous_x0 = x0
+        if steps.on_previous_x0 is not None:
+            x0 = float(steps.x0_on_x[i]) * x + float(steps.x0_on_eps[i]) * eps
         x = float(steps.on_x[i]) * x + float(steps.on_eps[i]) * eps
+        if previous_x0 is not None:
+            x = x + float(steps.on_previous_x0[i]) * previous_x0
         if variance is not None and steps.min_log_variance is not None and i < last:
             low, high = float(steps.min_log_variance[i]), float(steps.max_log_variance[i])
             x = x + paddle.exp(0.5 * (low + 0.5 * (variance + 1.0) * (high - low))) * noise(i)
@@ -48,4 +58,4 @@ def _run(denoise: Denoise, x, steps: SamplerSteps, noise: Noise, progress: Progr
     return x
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm-solver++": dpm_solver}

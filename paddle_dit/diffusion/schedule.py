@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paddle_dit.errors import ConfigError
+from paddle_dit.errors import ConfigError, nearest
 
 NUM_TRAIN_TIMESTEPS = 1000
+SPACINGS = ("linspace", "leading", "trailing")
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,13 @@ class Schedule:
         Args:
             spacing: see :func:`respaced_timesteps`.
         """
-        kept = respaced_timesteps(len(self.betas), spacing)
-        cumprod = self.alphas_cumprod[kept]
+        return self.keeping(respaced_timesteps(len(self.betas), spacing))
+
+    def keeping(self, indices: np.ndarray) -> "Schedule":
+        """Keep the steps of these indices, int64 ascending, with betas that preserve ``alphas_cumprod`` there."""
+        cumprod = self.alphas_cumprod[indices]
         previous = np.append(1.0, cumprod[:-1])
-        return Schedule(1.0 - cumprod / previous, self.timesteps[kept])
+        return Schedule(1.0 - cumprod / previous, self.timesteps[indices])
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -99,6 +103,35 @@ def respaced_timesteps(num_timesteps: int, spacing: str | int) -> np.ndarray:
         ) from None
 
 
+def spaced_timesteps(num_timesteps: int, count: int, spacing: str, skip_zero: bool = False) -> np.ndarray:
+    """Return ``count`` timesteps, int64, ascending, by one of the spacings of Lin et al. 2023 (table 2).
+
+    Args:
+        num_timesteps: length of the whole schedule.
+        count: 1 to ``num_timesteps``; one less with ``skip_zero``.
+        spacing: "linspace" has the first and the last timestep, rounded as the paper's code does it; "leading" strides
+            from 0 by whole numbers and so may miss the noisiest timesteps; "trailing" strides down from the last one.
+        skip_zero: space one more and leave timestep 0 out, as ppdiffusers does for multistep solvers: the step to the
+            image begins at the timestep before. "trailing" has no timestep 0 anyway.
+
+    Raises:
+        ConfigError: no such spacing, or more timesteps than there are.
+    """
+    if spacing not in SPACINGS:
+        raise ConfigError(
+            f"unknown timestep spacing '{spacing}'.{nearest(spacing, SPACINGS)} Known: {', '.join(SPACINGS)}"
+        )
+    if spacing == "trailing":
+        stride = num_timesteps / count
+        return np.round(np.arange(num_timesteps, 0, -stride)).astype(np.int64)[count - 1 :: -1] - 1
+    points = count + skip_zero
+    if points > num_timesteps:
+        raise ConfigError(f"this sampler can take at most {num_timesteps - skip_zero} steps, got {count}")
+    if spacing == "leading":
+        return np.arange(points)[skip_zero:] * (num_timesteps // points)
+    return _sections(num_timesteps, [points])[skip_zero:]
+
+
 def _strided(num_timesteps: int, count: int) -> np.ndarray:
     for stride in range(1, num_timesteps + 1):
         if len(range(0, num_timesteps, stride)) == count:
@@ -128,15 +161,18 @@ def _sections(num_timesteps: int, counts: list[int]) -> np.ndarray:
 class SamplerSteps:
     """A sampler as one linear combination per step, in the order of use (from noise to image).
 
-    ``x <- on_x * x + on_eps * eps + deviation * noise``, where the deviation is given (``sigma``), or comes from the
-    model's variance fraction ``v``: ``exp(0.5 * (f * max_log_variance + (1 - f) * min_log_variance))`` with
-    ``f = (v + 1) / 2``.
+    ``x <- on_x * x + on_eps * eps + on_previous_x0 * previous_x0 + deviation * noise``, where the deviation is given
+    (``sigma``), or comes from the model's variance fraction ``v``:
+    ``exp(0.5 * (f * max_log_variance + (1 - f) * min_log_variance))`` with ``f = (v + 1) / 2``.
 
     Attributes:
         timesteps: int64 ``[n]``, what the model is given.
         on_x, on_eps: float64 ``[n]``.
         sigma: float64 ``[n]``, the fixed deviation of the noise; 0 where there is none.
         min_log_variance, max_log_variance: float64 ``[n]``, or None where the variance cannot be learned.
+        on_previous_x0: float64 ``[n]``, the weight of the ``x_0`` that the step before predicted, 0 at the first step;
+            None for a sampler that looks at one step alone.
+        x0_on_x, x0_on_eps: float64 ``[n]``: what a step predicts is ``x0_on_x * x + x0_on_eps * eps``; None likewise.
     """
 
     timesteps: np.ndarray
@@ -145,6 +181,9 @@ class SamplerSteps:
     sigma: np.ndarray
     min_log_variance: np.ndarray | None = None
     max_log_variance: np.ndarray | None = None
+    on_previous_x0: np.ndarray | None = None
+    x0_on_x: np.ndarray | None = None
+    x0_on_eps: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -179,3 +218,28 @@ def ddim_steps(schedule: Schedule, eta: float = 0.0) -> SamplerSteps:
     on_x = np.sqrt(previous / cumprod)
     on_eps = np.sqrt(np.maximum(1 - previous - sigma**2, 0.0)) - np.sqrt(previous * (1 / cumprod - 1))
     return SamplerSteps(schedule.timesteps[::-1], on_x[::-1], on_eps[::-1], sigma[::-1])
+
+
+def dpm_solver_steps(schedule: Schedule) -> SamplerSteps:
+    """Return DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): second order, from the last two predictions of ``x_0``.
+
+    The first step knows only one prediction, and the last one ends without noise, at an infinite signal-to-noise
+    ratio; both are of first order, as in ppdiffusers and diffusers.
+    """
+    cumprod = schedule.alphas_cumprod[::-1]
+    signal, noise = np.sqrt(cumprod), np.sqrt(1 - cumprod)
+    next_signal, next_noise = np.append(signal[1:], 1.0), np.append(noise[1:], 0.0)
+    sizes = np.diff(np.log(signal / noise))  # of the steps but the last, in half the log signal-to-noise ratio
+    on_x0 = np.append(-next_signal[:-1] * np.expm1(-sizes), 1.0)
+    extrapolated = np.zeros(len(schedule))
+    extrapolated[1:-1] = sizes[1:] / (2 * sizes[:-1])
+    present = on_x0 * (1 + extrapolated)
+    return SamplerSteps(
+        timesteps=schedule.timesteps[::-1],
+        on_x=next_noise / noise + present / signal,
+        on_eps=-present * noise / signal,
+        sigma=np.zeros(len(schedule)),
+        on_previous_x0=-on_x0 * extrapolated,
+        x0_on_x=1 / signal,
+        x0_on_eps=-noise / signal,
+    )

@@ -1,15 +1,15 @@
 """From pixels to what a store keeps of them: the VAE, and noise that depends on the seed and the image alone."""
 
-import hashlib
-import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from paddle_dit.checkpoint import fingerprint
 from paddle_dit.errors import ConfigError
-from paddle_dit.half_precision import GuardedPrecision, has_gpu
+from paddle_dit.half_precision import GuardedPrecision
 from paddle_dit.models.vae import draw, factor_of, moments, normalized
 from paddle_dit.randomness import Stream, standard_normal
+from paddle_dit.runtime import choose_device
 
 
 class Encoder:
@@ -42,7 +42,7 @@ class Encoder:
     ) -> None:
         self.vae, self.kind, self._seed = vae, kind, seed
         self._precision = GuardedPrecision(precision, "this VAE", report)
-        self.device = _choose_device()
+        self.device = choose_device()
         factor = factor_of(vae)
         if image_size % factor:
             below = image_size // factor * factor
@@ -61,11 +61,7 @@ class Encoder:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the VAE's weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.vae.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.vae)
 
     def __call__(self, pixels: np.ndarray, numbers: Sequence[int], mirrored: bool = False) -> np.ndarray:
         """Encode a batch at once.
@@ -84,12 +80,3 @@ class Encoder:
             return np.concatenate([mean, log_variance], axis=1)
         noise = standard_normal(self._seed, Stream.ENCODING, int(mirrored), numbers, mean.shape[1:])
         return draw(mean, log_variance, noise, self.scaling_factor)
-
-
-def _choose_device() -> str:
-    if not has_gpu():
-        return "cpu"
-    import paddle
-
-    paddle.set_device(f"gpu:{os.environ.get('FLAGS_selected_gpus', '0').split(',')[0]}")
-    return "gpu"

@@ -9,8 +9,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -24,8 +25,8 @@ from paddle_dit.data.store_index import INDEX, differing, new_index, plain_name,
 from paddle_dit.errors import DataError, PaddleDiTError
 from paddle_dit.extraction.encoding import Encoder
 from paddle_dit.extraction.options import ExtractionOptions
-from paddle_dit.extraction.ranks import Meeting, Place, Stop
 from paddle_dit.extraction.summary import PREVIEW, write_preview
+from paddle_dit.meeting import Meeting, Place, Stop
 from paddle_dit.models.vae import find_vae, load_vae
 
 _BLOCK = 4096  # bytes, of which file systems give a small file at least one
@@ -45,6 +46,33 @@ class Result:
 
     store: PackedStore
     summary: Summary | None
+
+
+@dataclass(frozen=True)
+class _StoreWork:
+    """A store's shards as the parts that processes share."""
+
+    folder: Path
+    plan: StorePlan
+    is_whole: Callable[[], bool]
+    flag = "--features-path"
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    @property
+    def num_parts(self) -> int:
+        return self.plan.num_shards
+
+    def begin(self) -> bool:
+        return shards.begin(self.folder, self.plan)
+
+    def finished(self) -> set[int]:
+        return shards.finished_shards(self.folder, self.plan, hashes=True)
+
+    def sidecars(self) -> Iterator[tuple[int, Path]]:
+        return shards.sidecars(self.folder)
 
 
 class Extraction:
@@ -86,7 +114,7 @@ class Extraction:
         self.seconds = self.waited = 0.0
         self._told = self._current = 0  # images
         self._plan = self._make_plan()
-        self._meeting = Meeting(options.folder, self._plan, self._place, report)
+        self._meeting = Meeting(_StoreWork(options.folder, self._plan, self._is_whole), self._place, report)
         if self.is_main and not self._is_whole():
             self._check_space()
 
@@ -102,7 +130,7 @@ class Extraction:
             StoppedError: ``stop`` said so.
         """
         self._meeting.hold()
-        self.whole = self._meeting.begin(self._is_whole, stop)
+        self.whole = self._meeting.begin(stop)
         self._told = self.done = self.total if self.whole else self._count(self._meeting.finished)
 
     def run(self, advance: Advance = lambda amount: None, stop: Stop = lambda: False) -> Result | None:

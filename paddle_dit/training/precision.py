@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import paddle
 
-from paddle_dit.half_precision import PADDLE_NAMES, autocast, check_precision, has_gpu
+from paddle_dit.half_precision import PADDLE_NAMES, autocast, check_precision
+from paddle_dit.runtime import has_gpu
 from paddle_dit.training.recipe import AmpLevel, Dtype, TrainRecipe
 
 MASTER = "fp32_master_0"

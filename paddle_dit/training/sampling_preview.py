@@ -12,11 +12,11 @@ import paddle
 from PIL import Image
 from tqdm import tqdm
 
-from paddle_dit.config import DiTConfig, ModelInfo
+from paddle_dit.config import ModelInfo
 from paddle_dit.diffusion.guidance import can_guide
 from paddle_dit.errors import ConfigError, PaddleDiTError
 from paddle_dit.files import replace_file
-from paddle_dit.generation import Generator, SamplingOptions, generate_latents
+from paddle_dit.generation import Generator, Predictor, SamplingOptions, generate_latents
 from paddle_dit.half_precision import GuardedPrecision
 from paddle_dit.models.vae import decode, fit_vae, load_vae
 from paddle_dit.pictures import labelled_grid, stacked
@@ -139,7 +139,7 @@ class SamplingPreview:
         own = (np.arange(-(-count // shares)) * shares + self.ranks.data_rank) % count
         options = self.options.sampling(guidance_scale, config.in_channels)
         labels = np.array(self.class_labels)[own]
-        latents = generate_latents(_Predictor(config, predict), labels, options, indices=own)
+        latents = generate_latents(Predictor(config, predict), labels, options, indices=own)
         parts = [part.numpy() for part in self.ranks.gather(paddle.to_tensor(latents))]
         shared = np.stack(parts[:: self.ranks.model_degree], axis=1)  # (share, ranks, C, h, w)
         return shared.reshape(-1, *config.sample_shape)[:count]
@@ -219,17 +219,6 @@ class SamplingPreview:
     def _say(self, line: str) -> None:
         if self.ranks.is_main:
             tqdm.write(line, file=sys.stderr)  # above the progress bar
-
-
-@dataclass(frozen=True)
-class _Predictor:
-    """What the samplers need of a model: its configuration, and predictions in the precision of their sums."""
-
-    config: DiTConfig
-    predict: Callable
-
-    def __call__(self, x, timesteps, class_labels):
-        return self.predict(x, timesteps, class_labels).astype("float32")
 
 
 @contextmanager

@@ -3,16 +3,12 @@
 import contextlib
 import functools
 import json
-import os
-import platform
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import paddle
 
-from paddle_dit import __version__
 from paddle_dit.checkpoint import (
     Checkpoint,
     checkpoint_folders,
@@ -27,6 +23,7 @@ from paddle_dit.checkpoint import (
 from paddle_dit.errors import CheckpointError
 from paddle_dit.files import PARTIAL, flush_to_disk
 from paddle_dit.folder_lock import FolderLock
+from paddle_dit.runtime import environment
 from paddle_dit.training.frozen import count_trained
 from paddle_dit.training.initial_weights import fingerprint_of
 from paddle_dit.training.monitor import LOG, read_log
@@ -96,15 +93,7 @@ def _state(session: "Session") -> dict:
         "images_seen": session.updates * recipe.global_batch_size,
         "identity": session.plan.identity,
         "recipe": recipe.to_dict(),
-        "environment": {
-            "ranks": session.ranks.world_size,
-            "threads": os.environ.get("OMP_NUM_THREADS"),
-            "mkl_kernels": os.environ.get("MKL_DEBUG_CPU_TYPE"),  # other kernels round otherwise
-            "paddle_dit": __version__,
-            "paddle": paddle.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "environment": {"ranks": session.ranks.world_size, **environment()},
     }
 
 

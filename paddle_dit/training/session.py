@@ -15,6 +15,7 @@ from paddle_dit.data.source import LatentSource
 from paddle_dit.diffusion.objective import GaussianDiffusion
 from paddle_dit.errors import ConfigError, NonFiniteLossError, PaddleDiTError
 from paddle_dit.models.dit import DiT
+from paddle_dit.runtime import has_gpu
 from paddle_dit.training.background import Background
 from paddle_dit.training.data_parallel import DataParallel, ShardedDataParallel
 from paddle_dit.training.ema import ExponentialMovingAverage
@@ -24,7 +25,7 @@ from paddle_dit.training.monitor import Monitor
 from paddle_dit.training.optimizer import build_optimizer
 from paddle_dit.training.parallel import TensorParallel
 from paddle_dit.training.plan import Plan
-from paddle_dit.training.precision import Precision, be_deterministic, has_gpu
+from paddle_dit.training.precision import Precision, be_deterministic
 from paddle_dit.training.ranks import Ranks
 from paddle_dit.training.recipe import TrainRecipe
 from paddle_dit.training.sampling_preview import PreviewOptions, SamplingPreview

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import paddle
 
 from paddle_dit.config import DiTConfig
+from paddle_dit.runtime import has_gpu
 from paddle_dit.training.costs import PEAK_TFLOPS
 from paddle_dit.training.frozen import flops_of
-from paddle_dit.training.precision import has_gpu
 
 
 class Throughput:

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from paddle_dit.diffusion.schedule import Schedule, ddim_steps, ddpm_steps, respaced_timesteps
+from paddle_dit.diffusion.schedule import (
+    SPACINGS,
+    Schedule,
+    ddim_steps,
+    ddpm_steps,
+    dpm_solver_steps,
+    respaced_timesteps,
+    spaced_timesteps,
+)
 from paddle_dit.errors import ConfigError
 
 
@@ -45,8 +53,39 @@ def test_impossible_spacings_are_refused(spacing):
         Schedule.linear().respaced(spacing)
 
 
-@pytest.mark.parametrize("steps_of", [ddpm_steps, ddim_steps])
-@pytest.mark.parametrize("spacing", [1000, 250, 10])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("skip_zero", [False, True])
+def test_every_spacing_keeps_as_many_timesteps_as_asked(spacing, skip_zero):
+    for count in range(1, 1000):
+        kept = spaced_timesteps(1000, count, spacing, skip_zero)
+        assert len(kept) == count
+        assert 0 <= kept[0] <= kept[-1] <= 999
+        assert (np.diff(kept) > 0).all()
+
+
+def test_spacings_begin_and_end_where_they_say():
+    kept = {spacing: spaced_timesteps(1000, 10, spacing) for spacing in SPACINGS}
+    assert {spacing: (steps[0], steps[-1]) for spacing, steps in kept.items()} == {
+        "linspace": (0, 999),
+        "leading": (0, 900),
+        "trailing": (99, 999),
+    }
+    assert spaced_timesteps(1000, 10, "linspace", skip_zero=True)[[0, -1]].tolist() == [100, 999]
+    np.testing.assert_array_equal(kept["linspace"], respaced_timesteps(1000, "10"))
+    np.testing.assert_array_equal(kept["leading"], respaced_timesteps(1000, "ddim10"))
+
+
+@pytest.mark.parametrize(
+    ("count", "spacing", "told"),
+    [(10, "trailling", "Did you mean 'trailing'"), (1000, "linspace", "at most 999 steps, got 1000")],
+)
+def test_a_spacing_that_cannot_be_is_refused(count, spacing, told):
+    with pytest.raises(ConfigError, match=told):
+        spaced_timesteps(1000, count, spacing, skip_zero=True)
+
+
+@pytest.mark.parametrize("steps_of", [ddpm_steps, ddim_steps, dpm_solver_steps])
+@pytest.mark.parametrize("spacing", [1000, 250, 10, 1])
 def test_samplers_recover_the_only_point(steps_of, spacing):
     """If the data is one point, exact noise prediction leads to it, whatever the start."""
     schedule = Schedule.linear().respaced(spacing)
@@ -55,6 +94,8 @@ def test_samplers_recover_the_only_point(steps_of, spacing):
     for i in range(len(steps)):
         eps = (x - np.sqrt(cumprod[i]) * point) / np.sqrt(1 - cumprod[i])
         x = steps.on_x[i] * x + steps.on_eps[i] * eps
+        if steps.on_previous_x0 is not None and i > 0:
+            x += steps.on_previous_x0[i] * point  # which every step before has predicted
     assert x == pytest.approx(point, abs=1e-9)
 
 

@@ -9,8 +9,8 @@ from paddle_dit.errors import ConfigError, DataError
 from paddle_dit.extraction.encoding import Encoder
 from paddle_dit.extraction.job import Extraction
 from paddle_dit.extraction.options import ExtractionOptions
-from paddle_dit.extraction.ranks import StoppedError
 from paddle_dit.extraction.summary import PREVIEW, figure_lines
+from paddle_dit.meeting import StoppedError
 from paddle_dit.models.vae import load_vae
 from tests.digit_images import SIZE, write_digit_images
 from tests.half_precision import overflow_in, use_float16_weights

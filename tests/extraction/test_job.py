@@ -10,17 +10,14 @@ from PIL import Image
 
 from paddle_dit.data.digits import DIGIT_NAMES, DIGITS_VAE_FOLDER
 from paddle_dit.data.images import find_images, read_image
-from paddle_dit.data.shards import StorePlan
 from paddle_dit.data.source import open_source
 from paddle_dit.data.store import PackedStore
-from paddle_dit.data.store_index import new_index
 from paddle_dit.data.verify import open_check
 from paddle_dit.errors import ConfigError, ConversionError, DataError
-from paddle_dit.extraction import ranks
 from paddle_dit.extraction.job import Extraction
 from paddle_dit.extraction.options import ExtractionOptions
-from paddle_dit.extraction.ranks import NOTICE, Meeting, Place, StoppedError
 from paddle_dit.extraction.summary import PREVIEW, count_lines, figure_lines
+from paddle_dit.meeting import StoppedError
 from paddle_dit.models.vae import encode, load_vae
 from paddle_dit.randomness import Stream, generator
 from tests.digit_images import SIZE, write_digit_images
@@ -339,67 +336,3 @@ def test_a_second_extraction_into_the_same_folder_is_refused(images, tmp_path):
             extract(images, tmp_path / "store")
         first.run()
     assert not list(open_check(tmp_path / "store").problems())
-
-
-@pytest.fixture
-def plan():
-    return StorePlan(new_index(sample_shape=SHAPE, num_classes=2), 10, 2, {})
-
-
-def start(folder, plan, rank, launch="a", stop=lambda: False):
-    meeting = Meeting(folder, plan, Place(rank, 2, launch), lambda line: None)
-    meeting.hold()
-    meeting.begin(lambda: False, stop)
-    return meeting
-
-
-def test_shares_are_disjoint_and_whatever_is_finished_is_left_out(tmp_path, plan):
-    main = start(tmp_path, plan, 0)
-    other = start(tmp_path, plan, 1)
-    assert (main.share(), other.share()) == ([0, 2, 4], [1, 3])
-    main.finished = other.finished = frozenset({1, 2})
-    assert (main.share(), other.share()) == ([0, 4], [3])
-
-
-@pytest.mark.parametrize("case", ["no start", "another start", "a start whose rank 0 is dead"])
-def test_a_rank_waits_for_rank_0_of_its_own_start_and_not_for_ever(tmp_path, plan, monkeypatch, case):
-    monkeypatch.setattr(ranks, "_START", 0.5)
-    if case != "no start":
-        start(tmp_path, plan, 0, launch="b" if case == "another start" else "a")
-    if case == "a start whose rank 0 is dead":
-        notice = json.loads((tmp_path / NOTICE).read_text())
-        (tmp_path / NOTICE).write_text(json.dumps(notice | {"pid": 2**22 + 1}))
-    with pytest.raises(DataError, match="rank 0 has not begun within"):
-        start(tmp_path, plan, 1)
-    with pytest.raises(StoppedError):
-        start(tmp_path, plan, 1, stop=lambda: True)
-
-
-def test_a_rank_with_other_options_than_rank_0_is_told(tmp_path, plan):
-    start(tmp_path, plan, 0)
-    other = StorePlan(plan.index, 10, 3, {})
-    with pytest.raises(DataError, match="rank 0 and rank 1 were started with different options or images"):
-        start(tmp_path, other, 1)
-
-
-def test_a_rank_that_fails_tells_rank_0_and_one_whose_rank_0_is_gone_stops(tmp_path, plan):
-    main = start(tmp_path, plan, 0)
-    other = start(tmp_path, plan, 1)
-    for rank in (main, other):
-        rank.check(lambda: False)
-    other.fail(DataError("no such luck"))
-    with pytest.raises(DataError, match="rank 1: no such luck"):
-        main.check(lambda: True)
-    main.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json"]
-    with pytest.raises(StoppedError):
-        other.check(lambda: False)
-
-
-def test_rank_0_says_for_whom_it_waits(tmp_path, plan, monkeypatch):
-    monkeypatch.setattr(ranks, "_QUIET", 0.3)
-    main, said = start(tmp_path, plan, 0), []
-    main._report = said.append
-    with pytest.raises(StoppedError):
-        main.wait_for_all(lambda: said, lambda: None)
-    assert said[0].startswith("waiting for 5 shards of rank 0, 1: none was finished for 0 s; if such a rank has died")

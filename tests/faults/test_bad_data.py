@@ -11,7 +11,7 @@ from paddle_dit.data.store_index import index_text
 from paddle_dit.errors import DataError
 from paddle_dit.extraction.job import Extraction
 from paddle_dit.extraction.options import ExtractionOptions
-from paddle_dit.extraction.ranks import StoppedError
+from paddle_dit.meeting import StoppedError
 from tests.digit_images import SIZE, VAE, write_digit_images
 from tests.faults.runs import errors_in
 

@@ -16,7 +16,7 @@ from tests.faults.runs import errors_in, fill, run, start, wait_for
 
 SCRIPT = "scripts/extract_features.py"
 COUNT, SHARD = 400, 40
-BEGUN = ".extraction.json"
+BEGUN = ".meeting.json"
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from paddle_dit.cli import parse
 from paddle_dit.errors import entry_point
+from paddle_dit.sampling.options import ManyOptions, SampleOptions
 from paddle_dit.training.plan import make_plan
 from paddle_dit.training.plan_report import describe
 from paddle_dit.training.recipe import TrainRecipe
@@ -251,6 +252,7 @@ def plan_of_trainer(argv):
     ("script", "needed"),
     [
         ("sample.py", ["--model", "absent"]),
+        ("sample_ddp.py", ["--ckpt", "absent"]),
         ("convert_dit_to_ppdiffusers.py", ["--checkpoint", "absent"]),
         ("check_parity.py", ["absent.npz"]),
         ("evaluate.py", ["absent.npz"]),
@@ -260,7 +262,9 @@ def test_any_command_line_of_a_script_is_refused_in_one_line(examples, script, n
     monkeypatch.syspath_prepend(ROOT / "scripts")
     module = importlib.import_module(script.removesuffix(".py"))
 
-    @fuzzed(examples, command_lines(module.Options), explicit=[([],)])
+    options = {"sample.py": SampleOptions, "sample_ddp.py": ManyOptions}.get(script) or module.Options
+
+    @fuzzed(examples, command_lines(options), explicit=[([],)])
     def run(argv):
         monkeypatch.setattr(sys, "argv", [script, *needed, *argv])
         refused_or_done(module.main, here)

@@ -1,6 +1,8 @@
 """scripts/sample.py and scripts/check_parity.py as processes."""
 
 import json
+import os
+import re
 import shutil
 
 import numpy as np
@@ -23,10 +25,10 @@ def run_folder(tmp_path_factory):
     )
 
 
-def make_run(folder, config, names=None):
+def make_run(folder, config, names=None, seed=0):
     from paddle_dit.models.dit import DiT
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     tensors = {
         name: rng.normal(0, 0.05, value.shape).astype(np.float32) for name, value in DiT(config).state_dict().items()
     }
@@ -48,6 +50,12 @@ def test_images_a_grid_and_their_record_are_written(run_folder, run_command, tmp
     record = json.loads((tmp_path / "samples.json").read_text())
     assert record["class_labels"] == [2, 0]
     assert (record["sampler"], record["seed"], record["guidance_channels"]) == ("ddim", 3, 3)
+    assert (record["guidance_interval"], record["timestep_spacing"]) == ([100, 900], "leading")
+    assert (record["image_size"], record["model"]) == ([32, 32], str(run_folder / "checkpoint-1"))
+    assert all(len(record[name]) == 64 for name in ("weights_sha256", "vae_sha256"))
+    assert {"paddle", "numpy", "threads", "paddle_dit"} <= record["environment"].keys()
+    assert re.search(r"2 images in .* s, .* images/s; peak memory \d+ MiB", result.stdout)
+    assert re.search(r"2.0/2 images .* images/s\]", result.stderr)
     assert record["guidance_scale"] == 4.0
     result = sample(run_command, run_folder, tmp_path, "--class-labels", "1")
     assert result.returncode == 2
@@ -79,7 +87,12 @@ def test_an_unconditional_oblong_model_draws_without_flags(run_command, tmp_path
         (["--class-labels", "1", "--guidance-scale", "0.5"], "guidance_scale must be 1"),
         (["--class-labels", "1", "--num-inference-steps", "2000"], "1 to 1000"),
         (["--class-labels", "1", "--vae", "absent"], "no such VAE folder"),
-        (["--class-labels", "1", "--batch-size", "0"], "batch_size must be 1 or more"),
+        (["--class-labels", "1", "--batch-size", "0"], "--batch-size must be 1 or more"),
+        (["--image-size", "256"], "draws images of 32x32"),
+        (["--model", "DiT-XL/2"], "DiT-XL/2 has"),
+        (["--precision", "bf16"], "--precision bf16 needs a GPU"),
+        (["--sampler", "ddpm", "--eta", "0.5"], "eta must be 0 to 1, and 0 for other samplers than ddim"),
+        (["--again", "absent.png"], "no such file: absent.png"),
         (["--class-labels", "1", "--seed", "-1"], "seed must be 0 to"),
         (["--ckpt", "nowhere", "--output", "README.md/out"], "README.md is a file"),
     ],
@@ -90,6 +103,54 @@ def test_bad_requests_are_one_line(run_folder, run_command, tmp_path, flags, tol
     assert told in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_images_are_drawn_again_from_what_they_say_of_themselves(run_folder, run_command, tmp_path):
+    """Also by another number of threads than the machine would take, and for one image of a batch."""
+    flags = ["--ckpt", run_folder, "--num-inference-steps", 3, "--batch-size", 2, "--seed", 5, "--first-index", 4]
+    flags += ["--class-labels", "two", "0", "1", "--guidance-interval", 100, 900, "--output", tmp_path / "first"]
+    threads = {"OMP_NUM_THREADS": "1" if os.environ["OMP_NUM_THREADS"] != "1" else "2"}
+    result = run_command("scripts/sample.py", *flags, environment=threads)
+    assert result.returncode == 0, result.stderr
+    names = ["000004.png", "000005.png", "000006.png"]
+    assert [path.name for path in sorted((tmp_path / "first").glob("0*.png"))] == names
+    before = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
+    unset = {"OMP_NUM_THREADS": None}
+    for source in ("samples.json", "000005.png", "000006.png"):
+        output = tmp_path / f"again-{source}"
+        again = ["--again", tmp_path / "first" / source, "--output", output]
+        result = run_command("scripts/sample.py", *again, environment=unset)
+        assert result.returncode == 0, result.stderr
+        drawn = {path.name: path.read_bytes() for path in output.glob("0*.png")}
+        expected = names if source == "samples.json" else [source]
+        assert drawn == {name: before[name] for name in expected}
+
+
+def test_images_of_other_weights_are_not_drawn_again(run_folder, run_command, tmp_path):
+    assert sample(run_command, run_folder, tmp_path / "first", "--class-labels", "1").returncode == 0
+    other = make_run(tmp_path / "run", DiTConfig.from_preset("DiT-Digits/2"), {0: "zero"}, seed=1)
+    again = ["--again", tmp_path / "first" / "000000.png", "--ckpt", other, "--output", tmp_path / "second"]
+    result = run_command("scripts/sample.py", *again)
+    assert result.returncode == 2
+    assert "000000.png was drawn with other weights; give those with --ckpt" in result.stderr
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_record_from_strangers_is_read_as_options_and_nothing_else(run_folder, run_command, tmp_path):
+    assert sample(run_command, run_folder, tmp_path / "first", "--class-labels", "1").returncode == 0
+    record = json.loads((tmp_path / "first" / "samples.json").read_text())
+    path = tmp_path / "record.json"
+    for change, told in (
+        ({"seed": "--overwrite"}, "--seed"),
+        ({"class_labels": ["1", "--overwrite"]}, "a list cannot name a flag"),
+        ({"sampler": {"a": 1}}, "nested mapping"),
+        ({"environment": "none", "index": "one", "weights_sha256": 3}, "was drawn with other weights"),
+    ):
+        path.write_text(json.dumps({**record, **change}))
+        result = run_command("scripts/sample.py", "--again", path, "--output", tmp_path / "second")
+        assert result.returncode == 2
+        assert told in result.stderr
+        assert "Traceback" not in result.stderr
 
 
 def test_a_vae_of_another_scale_is_refused(run_folder, run_command, tmp_path):

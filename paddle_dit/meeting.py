@@ -1,35 +1,33 @@
-"""Processes that write shards of one store and meet in its folder alone, by files.
+"""Processes that write parts of one result and meet in its folder alone, by files.
 
-Rank 0 holds the folder's lock. Once it has begun, it says so in ``.extraction.json``, which names the plan, this start
-and the shards that are finished already; the others wait for that, since until then rank 0 clears away what an earlier
-start left half written. A rank that fails leaves its message for rank 0, whose output is the one that people read.
+Rank 0 holds the folder's lock. Once it has begun, it says so in ``.meeting.json``, which names the work, this start and
+the parts that are finished already; the others wait for that, since until then rank 0 clears away what an earlier start
+left half written. A rank that fails leaves its message for rank 0, whose output is the one that people read.
 """
 
 import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from paddle_dit.data import shards
-from paddle_dit.data.shards import PLAN, StorePlan
-from paddle_dit.data.store_index import INDEX
 from paddle_dit.errors import DataError
 from paddle_dit.files import read_json, write_json
 from paddle_dit.folder_lock import LOCK, FolderLock
 
-NOTICE, FAILURE = ".extraction.json", ".extraction-failure.json"
+NOTICE, FAILURE = ".meeting.json", ".meeting-failure.json"
 _START = 1800.0  # seconds: reading terabytes to see what an earlier start finished takes rank 0 a while
-_QUIET = 60.0  # seconds without a new shard after which rank 0 says for whom it waits, if shards usually take less
+_QUIET = 60.0  # seconds without a new part after which rank 0 says for whom it waits, if parts usually take less
 _INTERVAL = 0.2
 
 Stop = Callable[[], object]
 
 
 class StoppedError(Exception):
-    """The extraction was asked to stop, and has: what is finished stays, and the same command continues."""
+    """The work was asked to stop, and has: what is finished stays, and the same command continues."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,40 @@ class Place:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank begins and finishes the store."""
+        """Whether this rank begins and finishes the work."""
         return self.rank == 0
+
+
+class Work(Protocol):
+    """What is written, part by part.
+
+    Attributes:
+        folder: of the result.
+        flag: the option that named it, for messages.
+    """
+
+    folder: Path
+    flag: str
+
+    @property
+    def name(self) -> str:
+        """What tells this work from any other: two of the same settings have the same."""
+
+    @property
+    def num_parts(self) -> int:
+        """How many parts there are, numbered from 0."""
+
+    def is_whole(self) -> bool:
+        """Say whether the finished result is there already; DataError where the folder holds another."""
+
+    def begin(self) -> bool:
+        """Claim the folder; say whether only the last cleaning up was left to do. DataError if it is another's."""
+
+    def finished(self) -> set[int]:
+        """Return the numbers of the parts that are there and, by their hashes, as they were written."""
+
+    def sidecars(self) -> Iterator[tuple[int, Path]]:
+        """Yield number and path of the file that is there once a part is finished."""
 
 
 class Meeting:
@@ -64,18 +94,17 @@ class Meeting:
 
     Attributes:
         place: of this process.
-        finished: numbers of the shards that earlier starts finished; known after :meth:`begin`.
+        finished: numbers of the parts that earlier starts finished; known after :meth:`begin`.
 
     Args:
-        folder: of the store.
-        plan: what it will hold.
+        work: what is written.
         place: of this process.
         report: is told, in a line, what is unusual.
     """
 
-    def __init__(self, folder: Path, plan: StorePlan, place: Place, report: Callable[[str], None] = print) -> None:
+    def __init__(self, work: Work, place: Place, report: Callable[[str], None] = print) -> None:
         self.place, self.finished = place, frozenset()
-        self._folder, self._plan, self._report = folder, plan, report
+        self._folder, self._work, self._report = work.folder, work, report
         self._lock: FolderLock | None = None
         self._notice: dict = {}
         self._looked, self._present = 0.0, frozenset()
@@ -90,16 +119,15 @@ class Meeting:
         if self.place.is_main:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._lock = FolderLock(self._folder, "--features-path", self._report)
+                self._lock = FolderLock(self._folder, self._work.flag, self._report)
                 self._clear()
             except OSError as error:
                 raise DataError(f"cannot write {self._folder}: {error.strerror}; choose another folder") from None
 
-    def begin(self, is_whole: Callable[[], bool], stop: Stop) -> bool:
-        """Claim the folder for the plan, or, on other ranks, wait until rank 0 has; say whether the store is whole.
+    def begin(self, stop: Stop) -> bool:
+        """Claim the folder, or, on other ranks, wait until rank 0 has; say whether the result is whole.
 
         Args:
-            is_whole: says whether the folder holds the finished store already.
             stop: says whether to stop.
 
         Raises:
@@ -107,16 +135,15 @@ class Meeting:
             StoppedError: ``stop`` said so.
         """
         if not self.place.is_main:
-            return self._wait_for_start(is_whole, stop)
-        if is_whole() or shards.begin(self._folder, self._plan):
+            return self._wait_for_start(stop)
+        if self._work.is_whole() or self._work.begin():
             return True
-        self.finished = frozenset(shards.finished_shards(self._folder, self._plan, hashes=True))
-        # From now on, a sidecar that is there is of a finished shard.
-        for number, path in shards.sidecars(self._folder):
+        self.finished = frozenset(self._work.finished())
+        for number, path in self._work.sidecars():  # from now on, a sidecar that is there is of a finished part
             if number not in self.finished:
                 path.unlink()
         self._notice = {
-            "plan": self._plan.name,
+            "work": self._work.name,
             "launch": self.place.launch,
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -126,8 +153,8 @@ class Meeting:
         return False
 
     def share(self) -> list[int]:
-        """Return the numbers of the shards that this process is to write."""
-        own = range(self.place.rank, self._plan.num_shards, self.place.world_size)
+        """Return the numbers of the parts that this process is to write."""
+        own = range(self.place.rank, self._work.num_parts, self.place.world_size)
         return [number for number in own if number not in self.finished]
 
     def check(self, stop: Stop) -> None:
@@ -147,14 +174,14 @@ class Meeting:
             raise StoppedError
 
     def done(self, age: float = 1.0) -> frozenset[int]:
-        """Return the numbers of the shards that are finished, as seen at most ``age`` seconds ago."""
+        """Return the numbers of the parts that are finished, as seen at most ``age`` seconds ago."""
         if time.monotonic() - self._looked >= age:
-            self._present = frozenset(number for number, _ in shards.sidecars(self._folder))
+            self._present = frozenset(number for number, _ in self._work.sidecars())
             self._looked = time.monotonic()
         return self._present
 
     def wait_for_all(self, stop: Stop, look: Callable[[], object]) -> None:
-        """On rank 0, return when every shard is finished.
+        """On rank 0, return when every part is finished.
 
         Args:
             stop: says whether to stop.
@@ -165,7 +192,7 @@ class Meeting:
             StoppedError: ``stop`` said so.
         """
         seen, since, quiet = frozenset(), time.monotonic(), _QUIET
-        while len(present := self.done(age=0)) < self._plan.num_shards:
+        while len(present := self.done(age=0)) < self._work.num_parts:
             self.check(stop)
             look()
             silent = time.monotonic() - since
@@ -192,7 +219,7 @@ class Meeting:
             self._lock.release()
 
     def _clear(self) -> None:
-        for path in self._folder.glob(".extraction*"):
+        for path in self._folder.glob(".meeting*"):
             path.unlink()
 
     def _read(self, name: str) -> dict:
@@ -201,18 +228,20 @@ class Meeting:
         except DataError:
             return {}
 
-    def _wait_for_start(self, is_whole: Callable[[], bool], stop: Stop) -> bool:
+    def _wait_for_start(self, stop: Stop) -> bool:
         end, told = time.monotonic() + _START, time.monotonic() + _QUIET
         while time.monotonic() < end:
             if stop():
                 raise StoppedError
             notice = self._read(NOTICE)
             if notice.get("launch") == self.place.launch and _may_live(notice):
-                if notice.get("plan") != self._plan.name:
-                    raise DataError(f"rank 0 and rank {self.place.rank} were started with different options or images")
+                if notice.get("work") != self._work.name:
+                    raise DataError(
+                        f"rank 0 and rank {self.place.rank} were started with different options, weights or images"
+                    )
                 self._notice, self.finished = notice, frozenset(notice["finished"])
                 return False
-            if (self._folder / INDEX).exists() and not (self._folder / PLAN).exists() and is_whole():
+            if self._work.is_whole():
                 return True
             if time.monotonic() > told:
                 self._report("waiting for rank 0, which may be reading what an earlier start finished")
@@ -221,10 +250,10 @@ class Meeting:
         raise DataError(f"rank 0 has not begun within {_START / 60:.0f} minutes; its output says why, start all anew")
 
     def _tell_missing(self, seen: frozenset[int], seconds: float) -> None:
-        missing = sorted(set(range(self._plan.num_shards)) - seen)
+        missing = sorted(set(range(self._work.num_parts)) - seen)
         ranks = sorted({number % self.place.world_size for number in missing})
         self._report(
-            f"waiting for {len(missing)} shards of rank {', '.join(map(str, ranks))}: none was finished for "
+            f"waiting for {len(missing)} parts of rank {', '.join(map(str, ranks))}: none was finished for "
             f"{seconds:.0f} s; if such a rank has died, stop this one and run the same command again"
         )
 

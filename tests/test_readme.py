@@ -11,9 +11,11 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from .conftest import ROOT
 from .conversion.pytorch_files import write_pt
+from .evaluation.inception_weights import formula_weights
 
 # .ci/run calls the first two; activating is theirs to do; several machines have a test of their own
 ELSEWHERE = ("bash scripts/quickstart.sh", "bash scripts/test.sh", "source ", "bash scripts/train_multi_node.sh")
@@ -24,7 +26,10 @@ SMALLER = [
     ("--per_device_train_batch_size 32", "--per_device_train_batch_size 4"),
     ("-n 8", "-n 1"),
     ("--nproc_per_node=8", "--nproc_per_node=1"),
+    ("--nproc_per_node 8 scripts/sample_ddp.py", "--nproc_per_node 1 scripts/sample_ddp.py"),
     ("--nproc_per_node 8", "--nproc_per_node 2"),
+    ("--num-fid-samples 50000", "--num-fid-samples 4 --num-sampling-steps 2"),
+    ("scripts/evaluate.py samples", "scripts/evaluate.py --inception inception.safetensors samples"),
     ("DiT-XL/2 --feature", "DiT-S/8 --feature"),
     ("DiT-XL/2 --data", "DiT-S/8 --global-batch-size 4 --max-steps 1 --data"),
     ("--global-batch-size 256", "--global-batch-size 8 --max-steps 1 --num-workers 0"),
@@ -74,6 +79,10 @@ def folder(tmp_path_factory):
         path = folder / "imagenet/train" / ("n01440764", "n01443537")[index % 2] / f"{index}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (280, 300, 3), dtype=np.uint8)).save(path)
+    (folder / "imagenet/val").symlink_to("train")
+    reference = random.integers(0, 256, (8, 256, 256, 3), dtype=np.uint8)
+    np.savez(folder / "VIRTUAL_imagenet256_labeled.npz", arr_0=reference)
+    save_file(formula_weights(), folder / "inception.safetensors")
     write_published(folder / "DiT-XL-2-256x256.pt")
     return folder
 
@@ -106,7 +115,7 @@ def run(folder, command):
 
 def test_commands_and_snippet_run_as_written(folder):
     ran = [line for line in commands() if "benchmarks/" not in line]
-    assert len(ran) == 18
+    assert len(ran) == 23
     for line in ran:
         program, *arguments = shlex.split(smaller(line))
         run(folder, [{"python": sys.executable}.get(program, program), *arguments])
@@ -124,6 +133,9 @@ def test_commands_and_snippet_run_as_written(folder):
         "results-trainer/checkpoint-1",
         "DiT_XL_2_256/model_index.json",
         "outputs/samples/grid.png",
+        "samples/samples.npz",
+        "samples/metrics.json",
+        "imagenet256-val.npz",
         "white_shark.png",
     ]
     assert all((folder / path).exists() for path in written)

@@ -1,6 +1,5 @@
 """One evaluation from its options to its figures, as ``scripts/evaluate.py`` runs it."""
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from paddle_dit.evaluation.options import Options
 from paddle_dit.evaluation.statistics import save_statistics
 from paddle_dit.evaluation.suite import EvaluationSet, Measured, check, compare, measure, open_set
 from paddle_dit.readers import read_tensors
+from paddle_dit.runtime import peak_rss
 
 
 def evaluate(options: Options) -> None:
@@ -53,8 +53,8 @@ def evaluate(options: Options) -> None:
     if options.log_to is not None:
         report.log_to(options.log_to, found, report.step_of(drawn) if options.step is None else options.step)
     written = [str(path) for path in (file, options.save_stats, options.log_to) if path is not None]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(f"\nwrote {', '.join(written)}; {time.perf_counter() - started:.0f} s, peak memory {peak:,.0f} MiB")
+    seconds, memory = time.perf_counter() - started, peak_rss() / 2**20
+    print(f"\nwrote {', '.join(written)}; {seconds:.0f} s, peak memory {memory:,.0f} MiB")
 
 
 def load_features(name: str, inception: Path | None = None) -> Features:

@@ -7,10 +7,24 @@ from paddle_dit.errors import ConfigError, DataError
 from paddle_dit.evaluation.features import Features
 from paddle_dit.evaluation.suite import Evaluation, Measured
 from paddle_dit.files import check_writable, read_json, write_json
+from paddle_dit.runtime import environment
 
 FILE = "metrics.json"
 # Of the record beside drawn images; the names are those of scripts/sample.py.
-_DRAWN = ("sampler", "num_inference_steps", "guidance_scale", "guidance_channels", "guidance_interval", "seed", "model")
+_DRAWN = (
+    "sampler",
+    "num_inference_steps",
+    "timestep_spacing",
+    "guidance_scale",
+    "guidance_channels",
+    "guidance_interval",
+    "precision",
+    "seed",
+    "model",
+    "weights",
+    "vae",
+)
+_OF_EACH = ("class_labels", "parts")  # of the record: as long as the samples
 _PRECISION = {"precision": 3, "recall": 3}
 
 
@@ -18,7 +32,7 @@ def drawn_with(samples: Path) -> dict:
     """Return the record of how samples were drawn: ``samples.json`` in their folder, or ``NAME.json`` beside NAME.npz.
 
     Returns:
-        Its values without the labels; empty where there is none, or it cannot be read.
+        Its values without what is said of each image; empty where there is none, or it cannot be read.
     """
     path = samples / "samples.json" if samples.is_dir() else samples.with_suffix(".json")
     if not path.is_file():
@@ -27,7 +41,7 @@ def drawn_with(samples: Path) -> dict:
         record = read_json(path, DataError)
     except DataError:
         return {}
-    return {key: value for key, value in record.items() if key != "class_labels"}
+    return {key: value for key, value in record.items() if key not in _OF_EACH}
 
 
 def choose_file(samples: Path, output: Path | None, overwrite: bool) -> Path:
@@ -97,14 +111,7 @@ def write(
     values = {"figures": figures, "warnings": evaluation.warnings, "samples": samples.record, "drawn_with": drawn}
     values |= {"reference": reference.record if reference else None, "features": features.about}
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, values | {"versions": _versions()})
-
-
-def _versions() -> dict[str, str]:
-    import numpy
-    import paddle
-
-    return {"paddle": paddle.__version__, "numpy": numpy.__version__}
+    write_json(file, values | {"environment": environment()})
 
 
 def log_to(folder: Path, evaluation: Evaluation, step: int) -> None:

@@ -158,7 +158,12 @@ def test_ranks_may_be_started_by_hand_in_any_order(images, whole, tmp_path):
 def test_a_signal_stops_between_batches_and_leaves_nothing_half_written(images, whole, tmp_path, processes, whom):
     folder = tmp_path / "store"
     with start(SCRIPT, processes, *flags(images, folder), log=tmp_path / "log") as launch:
-        wait_for(lambda: finished_so_far(folder), 60, "a finished shard")
+        # Before its first shard a process may not have begun to listen for signals.
+        wait_for(
+            lambda: len({number % processes for number in finished_so_far(folder)}) == processes,
+            60,
+            "a finished shard of each process",
+        )
         pid = launch.pid(None if whom == "launcher" or processes == 1 else whom)
         os.kill(pid, signal.SIGTERM)
         assert launch.wait(60) == (15 if whom == "launcher" else STOPPED), launch.text

@@ -106,7 +106,12 @@ def test_kills_at_random_moments_end_with_the_same_bytes(run_folder, whole, tmp_
 def test_a_signal_stops_between_steps_and_the_same_command_continues(run_folder, whole, tmp_path, processes, whom):
     folder = tmp_path / "set"
     with start(SCRIPT, processes, *flags(run_folder, folder), log=tmp_path / "log") as launch:
-        wait_for(lambda: finished(folder), 60, "a finished batch")
+        # Before its first batch a process may not have begun to listen for signals.
+        wait_for(
+            lambda: len({int(number) % processes for number in finished(folder)}) == processes,
+            60,
+            "a finished batch of each process",
+        )
         os.kill(launch.pid(None if whom == "launcher" else whom), signal.SIGTERM)
         assert launch.wait(60) == (15 if whom == "launcher" else STOPPED), launch.text
         assert "stopped; finished batches are kept, the same command continues" in launch.text

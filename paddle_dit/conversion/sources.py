@@ -74,6 +74,17 @@ def open_model(path: str | Path, weights: str = "ema", hints: Hints | None = Non
     return source
 
 
+def pinned(path: str | Path) -> Path:
+    """Return the newest whole checkpoint where ``path`` is a run of ours, which may go on, else ``path`` itself.
+
+    Raises:
+        CheckpointError: none of the run's checkpoints is whole.
+    """
+    path = Path(path)
+    is_run = any((folder / MANIFEST).is_file() for folder in checkpoint_folders(path))
+    return find_checkpoint(path).folder if is_run else path
+
+
 def open_source(path: str | Path, weights: str = "ema", hints: Hints | None = None) -> Source | VaeSource:
     """As :func:`open_model`, but a VAE is admitted."""
     path, hints = find_model(path), hints or Hints()

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paddle_dit.checkpoint import find_checkpoint, fingerprint
-from paddle_dit.conversion.ppdiffusers_pipeline import MODEL_INDEX
+from paddle_dit.checkpoint import fingerprint
+from paddle_dit.conversion.sources import pinned
 from paddle_dit.generation import Generator, SamplingOptions, load_generator
 from paddle_dit.half_precision import check_precision
 from paddle_dit.models.vae import factor_of
@@ -40,11 +40,9 @@ class Drawing:
             ConfigError: options that cannot be, or that contradict the weights.
             CheckpointError, ConversionError: weights or VAE that are missing, damaged or cannot be read.
         """
-        asked, path = _sampling(options), options.path
+        asked, path = _sampling(options), pinned(options.path)
         check_precision(options.precision)
         device = choose_device()
-        if path.is_dir() and not (path / MODEL_INDEX).is_file():
-            path = find_checkpoint(path).folder  # of a run the newest, whose name the record then has
         source = load_generator(path, options.vae_name, options.weights)
         factor = factor_of(source.vae)
         config = source.info.config

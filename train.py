@@ -27,10 +27,11 @@ def main() -> None:
     if recipe.dry_run:
         print(describe(plan))
         return
+    from paddle_dit.evaluation.while_training import TrainingJudge
     from paddle_dit.training.loop import train
     from paddle_dit.training.session import start_session
 
-    start_session(plan).run(train)
+    start_session(plan, TrainingJudge).run(train)
 
 
 if __name__ == "__main__":

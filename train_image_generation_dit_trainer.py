@@ -17,6 +17,7 @@ from paddle_dit.errors import ConfigError, entry_point
 def main() -> None:
     """Parse, check, train."""
     runtime.prepare()
+    from paddle_dit.evaluation.while_training import TrainingJudge
     from paddle_dit.training.plan import make_plan
     from paddle_dit.training.plan_report import describe
     from paddle_dit.training.session import start_session
@@ -31,7 +32,7 @@ def main() -> None:
             return
         if not arguments.do_train:
             raise ConfigError("nothing to do: give --do_train, or --dry_run for the plan alone")
-        start_session(plan).run(lambda session: DiTTrainer(arguments, session).train())
+        start_session(plan, TrainingJudge).run(lambda session: DiTTrainer(arguments, session).train())
 
 
 if __name__ == "__main__":

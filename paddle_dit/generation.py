@@ -281,9 +281,18 @@ def draw_batches(
         yield decode(source.vae, latents, batch_size=batch_size)
 
 
-def image_bar(total: int, done: int = 0) -> tqdm:
-    """Return a progress bar with the rate in images per second, however slow, and the time left."""
+def image_bar(total: int, done: int = 0, *, shown: bool = True, leave: bool = True) -> tqdm:
+    """Return a progress bar with the rate in images per second, however slow, and the time left.
+
+    Args:
+        total: images.
+        done: of them already.
+        shown: whether to show it.
+        leave: whether it stays on the screen at the end.
+    """
     return tqdm(
+        disable=not shown,
+        leave=leave,
         total=total,
         initial=done,
         desc="draw",

@@ -20,8 +20,8 @@ from paddle_dit.config import PRESETS, DiTConfig
 from paddle_dit.data.store import StoreWriter
 from paddle_dit.errors import ConfigError
 from paddle_dit.training.data_parallel import DataParallel
+from paddle_dit.training.learning_rate import learning_rate_at
 from paddle_dit.training.plan import make_plan
-from paddle_dit.training.recipe import learning_rate_at
 from paddle_dit.training.session import Session
 from tests.conftest import ROOT
 
@@ -33,7 +33,7 @@ DOCUMENTED = (
     "--max_grad_norm -1"
 )
 STEPS, BAD = 20, 21  # BAD: the sample that makes a loss infinite
-EVALUATED = ("eval_samples", 17, "eval_steps", 5)
+EVALUATED = ("held_out_samples", 17, "eval_steps", 5)
 
 
 def flags(names_and_values, hyphens=False):
@@ -315,7 +315,7 @@ def test_every_flag_has_its_meaning_in_train_py():
     recipe = parse(
         *("--fp16", "--fp16_opt_level", "O2", "--recompute", "--recompute_every", 2, "--sharding", "stage1"),
         *("--adam_beta1", 0.8, "--adam_beta2", 0.9, "--no_learn_sigma", "--guidance_scales", 1, 2.5),
-        *("--eval_steps", 7, "--eval_path", "other", "--eval_samples", 9),
+        *("--eval_steps", 7, "--eval_path", "other", "--held_out_samples", 9),
         *("--num_train_epochs", 3, "--max_grad_norm", 2),
         *("--gradient_accumulation_steps", 4, "--per_device_train_batch_size", 3, "--ema_decay", 0.5, "--ema_warmup"),
         *("--num_classes", 5, "--image_size", 64, "--class_dropout_prob", 0.2, "--max_skipped_steps", 6),
@@ -332,7 +332,7 @@ def test_every_flag_has_its_meaning_in_train_py():
         "guidance_scales": (1.0, 2.5),
         "eval_steps": 7,
         "eval_path": Path("other"),
-        "eval_samples": 9,
+        "held_out_samples": 9,
         "epochs": 3,
         "max_steps": None,
         "max_grad_norm": 2,
@@ -396,7 +396,7 @@ def test_hyphens_are_underscores_but_not_in_values():
         ("--use_async_save", "--use_async_save is not offered"),
         ("--lr_scheduler_type sawtooth", "sawtooth is not a valid SchedulerType"),
         ("--per_device_train_batch_size 65", "fewer than one global batch of 65"),
-        ("--eval_steps 2 --eval_samples 64", "too few to hold out 64"),
+        ("--eval_steps 2 --held_out_samples 64", "too few to hold out 64"),
         ("--model_name_or_config DiT-XS/2", "unknown model 'DiT-XS/2'"),
     ],
 )
@@ -568,7 +568,7 @@ def test_epochs_and_strategies_by_epoch_are_in_steps(call, shared, tmp_path):
 
 
 def test_an_epoch_may_end_with_an_evaluation(call, shared, tmp_path):
-    by_epoch = ["--num_train_epochs", 2, "--evaluation_strategy", "epoch", "--eval_samples", 16]
+    by_epoch = ["--num_train_epochs", 2, "--evaluation_strategy", "epoch", "--held_out_samples", 16]
     assert call(script.main, *trainers(shared / "latents", tmp_path / "run", *by_epoch))[0] == 0
     assert sorted(log(tmp_path / "run", "eval_loss")) == [3, 6]
 

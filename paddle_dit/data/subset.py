@@ -48,7 +48,7 @@ def hold_out(source: LatentSource, count: int) -> tuple[Subset, Subset]:
     """
     if count >= len(source):
         raise DataError(
-            f"the data has {len(source)} samples, too few to hold out {count}; use a smaller --eval-samples, or "
+            f"the data has {len(source)} samples, too few to hold out {count}; use a smaller --held-out-samples, or "
             "--eval-path with samples of their own"
         )
     shuffled = permutation(len(source), len(source))

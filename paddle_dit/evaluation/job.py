@@ -26,8 +26,8 @@ def evaluate(options: Options) -> None:
         PaddleDiTError: of any kind; before anything long has begun where that can be known.
     """
     started = time.perf_counter()
-    samples = _open(options.samples, options)
-    reference = _open(options.reference, options) if options.reference is not None else None
+    samples = open_named(options.samples, options.features, options.crop)
+    reference = open_named(options.reference, options.features, options.crop) if options.reference is not None else None
     named = options.features == "digits" and str(options.samples) in DIGIT_SETS
     file = report.choose_file(
         Path("outputs") / options.samples if named else options.samples, options.output, options.overwrite
@@ -75,13 +75,24 @@ def load_features(name: str, inception: Path | None = None) -> Features:
     return InceptionFeatures(read_tensors(path), digest)
 
 
-def _open(path: Path, options: Options) -> EvaluationSet:
+def open_named(path: Path, features: str, crop: int | None = None) -> EvaluationSet:
+    """Open a folder or file, or, for digits' features, the embedded digits by their names.
+
+    Args:
+        path: as for :func:`~paddle_dit.evaluation.suite.open_set`, or ``digits-train``, or ``digits-heldout``.
+        features: "inception" or "digits".
+        crop: as for ``open_set``.
+
+    Raises:
+        ConfigError: digits are not for other features.
+        DataError: as ``open_set``.
+    """
     name = str(path)
     if name in DIGIT_SETS and not path.exists():
-        if options.features != "digits":
+        if features != "digits":
             raise ConfigError(f"{name} are 8 x 8 digits; add --features digits")
         return EvaluationSet(name, digit_images(name))
-    return open_set(path, options.crop)
+    return open_set(path, crop)
 
 
 def _measure(side: EvaluationSet, features: Features, batch_size: int | None, neighbours: int, score: bool) -> Measured:

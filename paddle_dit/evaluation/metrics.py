@@ -5,6 +5,7 @@ which network made the features.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -64,7 +65,11 @@ class Moments:
 
 
 def frechet_distance(
-    mean: np.ndarray, covariance: np.ndarray, other_mean: np.ndarray, other_covariance: np.ndarray
+    mean: np.ndarray,
+    covariance: np.ndarray,
+    other_mean: np.ndarray,
+    other_covariance: np.ndarray,
+    report: Callable[[], object] = lambda: None,
 ) -> float:
     """Return the squared Fréchet distance between two normal distributions, which FID and sFID are.
 
@@ -77,9 +82,15 @@ def frechet_distance(
         covariance: ``[D, D]``, symmetric.
         other_mean: ``[D]``.
         other_covariance: ``[D, D]``, symmetric.
+        report: is called after each of three parts, which take some seconds for thousands of features.
     """
-    root, other_root = _half(covariance), _half(other_covariance)
+    roots = []
+    for matrix in (covariance, other_covariance):
+        roots.append(_half(matrix))
+        report()
+    root, other_root = roots
     overlap = np.linalg.svd(root.T @ other_root, compute_uv=False).sum() if root.size and other_root.size else 0.0
+    report()
     distance = np.square(np.asarray(mean, np.float64) - other_mean).sum()
     return float(max(0.0, distance + np.trace(covariance) + np.trace(other_covariance) - 2 * overlap))
 
@@ -127,7 +138,13 @@ class InceptionScore:
         return float(scores.mean()), float(scores.std())
 
 
-def precision_recall(reference: np.ndarray, samples: np.ndarray, neighbour: int = NEIGHBOUR) -> tuple[float, float]:
+def precision_recall(
+    reference: np.ndarray,
+    samples: np.ndarray,
+    neighbour: int = NEIGHBOUR,
+    *,
+    report: Callable[[], object] = lambda: None,
+) -> tuple[float, float]:
     """Return the improved precision and recall (Kynkäänniemi et al. 2019).
 
     Around each feature lies a ball that reaches to its third nearest neighbour on its own side. Precision is the share
@@ -138,6 +155,7 @@ def precision_recall(reference: np.ndarray, samples: np.ndarray, neighbour: int 
         reference: float32 ``[N, D]``.
         samples: float32 ``[M, D]``.
         neighbour: which neighbour's distance is the radius.
+        report: is called after each block.
 
     Raises:
         DataError: a side has no such neighbours.
@@ -145,14 +163,15 @@ def precision_recall(reference: np.ndarray, samples: np.ndarray, neighbour: int 
     if min(len(reference), len(samples)) <= neighbour:
         raise DataError(f"precision and recall need more than {neighbour} images on both sides")
     centre = reference.mean(axis=0, dtype=np.float64).astype(np.float32)  # shorter vectors, smaller rounding errors
-    limits = _squared_radii(reference, centre, neighbour)
-    sample_limits = _squared_radii(samples, centre, neighbour)
+    limits = _squared_radii(reference, centre, neighbour, report)
+    sample_limits = _squared_radii(samples, centre, neighbour, report)
     covered, precise = np.zeros(len(reference), bool), np.zeros(len(samples), bool)
     for rows in _blocks(len(samples)):
         for columns in _blocks(len(reference)):
             squares = _squared_distances(samples[rows] - centre, reference[columns] - centre)
             precise[rows] |= (squares <= limits[columns]).any(axis=1).numpy()
             covered[columns] |= (squares <= sample_limits[rows].unsqueeze(1)).any(axis=0).numpy()
+            report()
     return float(precise.mean()), float(covered.mean())
 
 
@@ -172,7 +191,7 @@ def _squared_distances(rows: np.ndarray, columns: np.ndarray):
     return products.add_(lengths.unsqueeze(1)).add_(column_lengths.unsqueeze(0))
 
 
-def _squared_radii(points: np.ndarray, centre: np.ndarray, neighbour: int):
+def _squared_radii(points: np.ndarray, centre: np.ndarray, neighbour: int, report: Callable[[], object]):
     """Return each point's squared distance to its so-many-th neighbour; the nearest of all is the point itself.
 
     They are larger by the rounding error of a distance, so that what is exactly as far lies inside: equal images do.
@@ -185,6 +204,7 @@ def _squared_radii(points: np.ndarray, centre: np.ndarray, neighbour: int):
         for columns in _blocks(len(points)):
             squares = _squared_distances(points[rows] - centre, points[columns] - centre)
             nearest.append(paddle.topk(squares, min(neighbour + 1, squares.shape[1]), axis=1, largest=False)[0])
+            report()
         nearest = paddle.topk(paddle.concat(nearest, axis=1), neighbour + 1, axis=1, largest=False)[0]
         radii.append(nearest[:, neighbour] + _ROUNDING * paddle.to_tensor(np.square(points[rows] - centre).sum(axis=1)))
     return paddle.concat(radii)

@@ -1,6 +1,5 @@
 """The whole suite: from images to FID, sFID, Inception Score, precision and recall, each with what it is."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +9,10 @@ import numpy as np
 from paddle_dit.errors import DataError
 from paddle_dit.evaluation.features import Features
 from paddle_dit.evaluation.images import ArrayImages, FolderImages, Images, NpzImages, has_images
-from paddle_dit.evaluation.metrics import NEIGHBOUR, InceptionScore, Moments, frechet_distance, precision_recall
+from paddle_dit.evaluation.measuring import MOST_NEIGHBOURS, Measured, Measuring, told
+from paddle_dit.evaluation.metrics import NEIGHBOUR, InceptionScore, frechet_distance, precision_recall
 from paddle_dit.evaluation.statistics import Statistics, has_statistics, read_statistics
 
-MOST_NEIGHBOURS = 50_000  # images of a side in precision and recall; of more, as many are taken, evenly spread
 _SAMPLES = 50_000  # of the published figures
 
 
@@ -62,25 +61,6 @@ def open_set(path: str | Path, crop: int | None = None) -> EvaluationSet:
     return EvaluationSet(path.name, images, statistics)
 
 
-@dataclass
-class Measured:
-    """What a set's images came to.
-
-    Attributes:
-        statistics: of the features, stored or computed.
-        pool: float32 ``[N, D]``, of the images that precision and recall take; None where there are no images.
-        score: the Inception Score and its standard deviation, None where there are no images.
-        record: what the set is, for people and for the JSON.
-        warnings: what is odd about the images.
-    """
-
-    statistics: Statistics
-    pool: np.ndarray | None
-    score: tuple[float, float] | None
-    record: dict
-    warnings: list[str] = field(default_factory=list)
-
-
 def check(found: EvaluationSet, features: Features, other: EvaluationSet | None = None) -> None:
     """Find out before anything is computed whether a set can be evaluated, and compared with another.
 
@@ -92,9 +72,15 @@ def check(found: EvaluationSet, features: Features, other: EvaluationSet | None 
         features.check(found.images.shape, found.name)
     if found.statistics is not None:
         found.statistics.check(features.sizes, features.about, found.name)
-    if other and not features.any_size and found.shape and other.shape and found.shape != other.shape:
-        sizes = " and ".join(f"{one.shape[1]} x {one.shape[0]}" for one in (found, other))
-        raise DataError(f"{found.name} and {other.name} have images of {sizes} pixels; compare images of one size")
+    if other:
+        check_sizes(found.name, found.shape, other, features)
+
+
+def check_sizes(name: str, shape: tuple[int, ...] | None, other: EvaluationSet, features: Features) -> None:
+    """Raise DataError where images called ``name``, of such a shape, have another size than those of ``other``."""
+    if shape and other.shape and shape != other.shape and not features.any_size:
+        sizes = " and ".join(f"{one[1]} x {one[0]}" for one in (shape, other.shape))
+        raise DataError(f"{name} and {other.name} have images of {sizes} pixels; compare images of one size")
 
 
 def measure(
@@ -125,68 +111,12 @@ def measure(
     check(found, features)
     record = {"name": found.name}
     if found.images is None or (found.statistics is not None and not neighbours and not score):
-        return Measured(found.statistics, None, None, record | _stored(found.statistics))
-    images, watch, logits = found.images, _Watch(), InceptionScore(len(found.images))
-    moments = [Moments(size) for size in features.sizes] if found.statistics is None else []
-    kept = np.unique(np.linspace(0, len(images) - 1, min(neighbours, len(images))).astype(np.int64))
-    pool = np.empty((len(kept), features.sizes[0]), np.float32)
-    for start, batch in watch.over(images.batches(batch_size or features.batch_size)):
-        values = features(batch)
-        for moment, rows in zip(moments, values[:2], strict=False):
-            moment.add(rows)
-        logits.add(values.logits)
-        first, last = np.searchsorted(kept, [start, start + len(batch)])
-        pool[first:last] = values.pool[kept[first:last] - start]
+        return Measured(found.statistics, None, None, record | told(found.statistics))
+    images, measuring = found.images, Measuring(found.name, len(found.images), features, neighbours, found.statistics)
+    for batch in images.batches(batch_size or features.batch_size):
+        measuring.add(batch)
         report(len(batch))
-    record |= {"kind": images.kind, "count": len(images), "image_shape": list(images.shape)}
-    record["sha256"] = images.sha256 or watch.sha256
-    statistics = found.statistics or _statistics(moments, features, record)
-    if found.statistics is not None:
-        record["statistics"] = _stored(statistics)
-    return Measured(
-        statistics, pool, logits.result() if score else None, record, [*images.warnings, *watch.warnings(found.name)]
-    )
-
-
-def _stored(statistics: Statistics) -> dict:
-    return {"kind": "stored statistics", **statistics.about, "sha256": statistics.sha256}
-
-
-def _statistics(moments: list[Moments], features: Features, record: dict) -> Statistics:
-    about = {"count": record["count"], "image_shape": record["image_shape"], "features": features.about}
-    (mu, sigma), (mu_s, sigma_s) = (moment.result() for moment in moments)
-    return Statistics(mu, sigma, mu_s, sigma_s, {**about, "source": record["name"], "source_sha256": record["sha256"]})
-
-
-class _Watch:
-    """Looks at images that pass by."""
-
-    def __init__(self):
-        self._digest, self._first, self._count = hashlib.sha256(), None, 0
-        self._plain, self._alike = 0, 0
-
-    def over(self, batches):
-        """Yield each batch with the index of its first image."""
-        for batch in batches:
-            self._first = batch[0].copy() if self._first is None else self._first
-            self._digest.update(np.ascontiguousarray(batch).data)
-            flat = batch.reshape(len(batch), -1, batch.shape[-1] if batch.ndim == 4 else 1)
-            self._plain += int((flat == flat[:, :1]).all(axis=(1, 2)).sum())
-            self._alike += int((batch == self._first).reshape(len(batch), -1).all(axis=1).sum())
-            yield self._count, batch
-            self._count += len(batch)
-
-    @property
-    def sha256(self) -> str:
-        """Of the pixels, in order."""
-        return self._digest.hexdigest()
-
-    def warnings(self, name: str) -> list[str]:
-        if self._alike == self._count > 1:
-            return [f"all {self._count:,} images of {name} are the same"]
-        if self._plain:
-            return [f"{self._plain:,} of the {self._count:,} images of {name} are of one colour throughout"]
-        return []
+    return measuring.result(images.kind, images.sha256, images.warnings, score)
 
 
 @dataclass(frozen=True)
@@ -216,11 +146,23 @@ class Evaluation:
         return {key: figure.value for key, figure in self.figures.items()}
 
 
-def compare(samples: Measured, reference: Measured | None, features: Features) -> Evaluation:
-    """Compute all figures that samples and, unless it is None, a reference allow."""
+def compare(
+    samples: Measured,
+    reference: Measured | None,
+    features: Features,
+    report: Callable[[], object] = lambda: None,
+) -> Evaluation:
+    """Compute all figures that samples and, unless it is None, a reference allow.
+
+    Args:
+        samples: from :func:`measure`.
+        reference: likewise.
+        features: that both are of.
+        report: is called every few seconds.
+    """
     found = Evaluation(warnings=[*samples.warnings, *(reference.warnings if reference else [])])
     if reference is not None:
-        _distances(found, samples, reference, features)
+        _distances(found, samples, reference, features, report)
     if samples.score is not None:
         count = samples.record["count"]
         splits = InceptionScore(count).splits
@@ -228,7 +170,7 @@ def compare(samples: Measured, reference: Measured | None, features: Features) -
         meaning = f"mean over {each}, deviation {samples.score[1]:.2f}; logits without the last layer's bias"
         found.figures["inception_score"] = Figure("Inception Score", samples.score[0], meaning)
     if reference is not None:
-        _neighbours(found, samples, reference)
+        _neighbours(found, samples, reference, report)
     _warn(found, samples, reference, features)
     return found
 
@@ -239,21 +181,23 @@ def _counted(measured: Measured) -> str:
     return f"{count:,}" if count else "an unknown number"
 
 
-def _distances(found: Evaluation, samples: Measured, reference: Measured, features: Features) -> None:
+def _distances(
+    found: Evaluation, samples: Measured, reference: Measured, features: Features, report: Callable[[], object]
+) -> None:
     ours, theirs = samples.statistics, reference.statistics
     counts = f"{_counted(samples)} samples to {_counted(reference)} of the reference"
     count = ours.about.get("count", 0)
     short = f"-{count // 1000}K" if count and count % 1000 == 0 else f"-{count:,}" if count else ""
-    value = frechet_distance(ours.mu, ours.sigma, theirs.mu, theirs.sigma)
+    value = frechet_distance(ours.mu, ours.sigma, theirs.mu, theirs.sigma, report)
     found.figures["fid"] = Figure(f"FID{short}", value, f"{features.sizes[0]} pool features, {counts}")
     if ours.mu_s is None or theirs.mu_s is None:
         found.warnings.append("no sFID: the stored statistics have no spatial features (mu_s, sigma_s)")
         return
-    value = frechet_distance(ours.mu_s, ours.sigma_s, theirs.mu_s, theirs.sigma_s)
+    value = frechet_distance(ours.mu_s, ours.sigma_s, theirs.mu_s, theirs.sigma_s, report)
     found.figures["sfid"] = Figure(f"sFID{short}", value, f"{features.sizes[1]} spatial features, {counts}")
 
 
-def _neighbours(found: Evaluation, samples: Measured, reference: Measured) -> None:
+def _neighbours(found: Evaluation, samples: Measured, reference: Measured, report: Callable[[], object]) -> None:
     missing = [side.record["name"] for side in (samples, reference) if side.pool is None]
     if missing:
         found.warnings.append(f"no precision and recall: they need images, and {missing[0]} gives statistics alone")
@@ -263,10 +207,19 @@ def _neighbours(found: Evaluation, samples: Measured, reference: Measured) -> No
     if min(len(samples.pool), len(reference.pool)) <= NEIGHBOUR:
         found.warnings.append(f"no precision and recall: they need more than {NEIGHBOUR} images on both sides")
         return
-    precision, recall = precision_recall(reference.pool, samples.pool)
+    precision, recall = precision_recall(reference.pool, samples.pool, report=report)
     counts = f"{len(samples.pool):,} samples, {len(reference.pool):,} of the reference, k = {NEIGHBOUR}, pool features"
     found.figures["precision"] = Figure("precision", precision, counts)
     found.figures["recall"] = Figure("recall", recall, counts)
+
+
+def too_few(count: int | None, features: Features, what: str = "samples") -> list[str]:
+    """Return a warning of images that are fewer than their features; none where their number is unknown."""
+    largest = max(features.sizes)
+    if not count or count > largest:
+        return []
+    singular = "their covariance is singular, and FID or sFID is hardly more than a guess"
+    return [f"{count:,} {what} are fewer than the {largest:,} features: {singular}"]
 
 
 def _warn(found: Evaluation, samples: Measured, reference: Measured | None, features: Features) -> None:
@@ -276,14 +229,8 @@ def _warn(found: Evaluation, samples: Measured, reference: Measured | None, feat
             f"{count:,} samples are few: FID and sFID come out larger, the Inception Score smaller than of "
             f"{_SAMPLES:,}; compare them with figures of the same count alone"
         )
-    largest = max(features.sizes)
     for measured, what in ((samples, "samples"), (reference, "images of the reference")):
-        known = measured.statistics.about.get("count") if measured else None
-        if known and known <= largest:
-            found.warnings.append(
-                f"{known:,} {what} are fewer than the {largest:,} features: their covariance is singular, and FID or "
-                "sFID is hardly more than a guess"
-            )
+        found.warnings += too_few(measured.statistics.about.get("count"), features, what) if measured else []
     if reference is not None and samples.record["sha256"] == reference.record["sha256"]:
         found.warnings.append("samples and reference are the same")
 

@@ -7,12 +7,31 @@ import numpy as np
 from paddle_dit.config import ModelInfo
 from paddle_dit.data.source import LatentSource
 from paddle_dit.data.subset import Subset
+from paddle_dit.errors import ConfigError
 from paddle_dit.half_precision import GuardedPrecision
 from paddle_dit.models.vae import encode, fit_vae, load_vae, normalized
 from paddle_dit.randomness import Stream, standard_normal
 from paddle_dit.training.precision import Precision
 
 _AT_ONCE = 16  # images through the VAE: its activations are large, and a model's must fit beside it
+
+
+def load_vae_of(info: ModelInfo, name: str | None = None):
+    """Load the VAE that made a model's latents, or another one that decodes them.
+
+    Args:
+        info: of the model.
+        name: folder or hub name; by default the one that the data names.
+
+    Raises:
+        ConversionError, ConfigError: it is not known, cannot be loaded, or does not fit.
+    """
+    name = name or (info.vae or {}).get("name")
+    if name is None:
+        raise ConfigError("the data does not say which VAE made the latents; give --vae-name-or-path FOLDER")
+    vae = load_vae(name)
+    fit_vae(vae, info.config.in_channels, info.vae)
+    return vae
 
 
 class Encoder:
@@ -29,16 +48,18 @@ class Encoder:
         seed: of the draws.
         precision: what the VAE computes in; its weights stay float32. What overflows is encoded again in float32.
         report: is told so, in a line, the first time.
+        vae: that VAE, where it has been loaded already.
 
     Raises:
         ConversionError, ConfigError: the VAE cannot be loaded or does not fit, or half precision without a GPU.
     """
 
-    def __init__(self, info: ModelInfo, seed: int, precision: Precision, report: Callable[[str], None] = print):
+    def __init__(
+        self, info: ModelInfo, seed: int, precision: Precision, report: Callable[[str], None] = print, vae=None
+    ):
         self._shape, self._seed = info.config.sample_shape, seed
         self._precision = GuardedPrecision(precision.dtype, "this VAE", report)
-        self.vae = load_vae(info.vae["name"])
-        fit_vae(self.vae, info.config.in_channels, info.vae)
+        self.vae = vae or load_vae_of(info)
 
     def __call__(self, images: np.ndarray, step: int, positions: np.ndarray) -> np.ndarray:
         """Encode a rank's share of a batch.

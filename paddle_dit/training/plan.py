@@ -70,7 +70,7 @@ class Plan:
         if whole.kind == "moments":  # files of latents have it in their values
             values["scaling_factor"] = whole.vae["scaling_factor"]
         if held_out:  # by --eval-steps; --eval-path leaves the training data as they are
-            values["held_out_samples"] = self.recipe.eval_samples
+            values["held_out_samples"] = self.recipe.held_out_samples
         if self.recipe.train_only:
             values["train_only"] = self.recipe.train_only
         return json.loads(json.dumps(values))  # as a checkpoint gives it back
@@ -148,7 +148,7 @@ def _hold_out(
     if recipe.eval_steps < 0 or isinstance(source, ImageNetLatents):
         return source, None
     if recipe.eval_path is None:
-        return hold_out(source, recipe.eval_samples)
+        return hold_out(source, recipe.held_out_samples)
     other = open_sources(
         [recipe.eval_path],
         num_classes=source.num_classes,
@@ -156,7 +156,7 @@ def _hold_out(
         class_subset=source.classes if isinstance(source, ClassSubset) else (),
         open_one=images.open if images else _open_for_training,
     )
-    return source, spread(other, recipe.eval_samples)
+    return source, spread(other, recipe.held_out_samples)
 
 
 class ImageNetLatents:

@@ -1,7 +1,7 @@
 """Several processes: who am I, and how gradients and figures are averaged. gloo on the CPU, NCCL on GPUs."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -119,24 +119,38 @@ class Ranks:
             raise error
 
     def wait_for_main(self, steps: Iterable[object]) -> None:
-        """Let the main rank go through ``steps`` while the others wait, however long it takes.
+        """Let the main rank go through ``steps``, of some seconds each at most, while the others wait.
 
-        Each step must take some seconds at most: gloo gives up after 30 seconds without a word, so the ranks exchange
-        one after each.
+        Raises:
+            PaddleDiTError: the main rank failed, or is gone.
+        """
+
+        def go_through(still_here: Callable[[], bool]) -> None:
+            for _ in steps:
+                still_here()
+
+        self.let_main(go_through)
+
+    def let_main(self, work: Callable[[Callable[[], bool]], object], fact: Callable[[], bool] = lambda: False) -> None:
+        """Let the main rank work while the others wait, however long it takes.
+
+        Args:
+            work: called on the main rank with a function that it must call every few seconds, as gloo gives up after
+                30 seconds without a word; that returns whether ``fact`` is so on any rank.
+            fact: asked on every rank.
 
         Raises:
             PaddleDiTError: the main rank failed, or is gone.
         """
         with self.together():
             if not self.is_main:
-                while not self.any(False)[0]:
+                while not self.any(False, fact())[0]:
                     pass
                 return
             try:
-                for _ in steps:
-                    self.any(False)
+                work(lambda: self.any(False, fact())[1])
             finally:
-                self.any(True)
+                self.any(True, False)
 
 
 def _portable(error: Exception | None) -> PaddleDiTError | None:

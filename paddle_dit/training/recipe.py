@@ -1,6 +1,5 @@
 """Everything that ``train.py`` can be told. The defaults are the DiT paper's recipe."""
 
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -12,11 +11,14 @@ from paddle_dit.diffusion.schedule import NUM_TRAIN_TIMESTEPS
 from paddle_dit.errors import ConfigError, nearest
 from paddle_dit.randomness import MAX_SEED
 from paddle_dit.runtime import sees_gpu
+from paddle_dit.training.drawn_options import check_drawn
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 AmpLevel = Literal["O1", "O2"]
 Sharding = Literal["none", "stage1", "stage2", "stage3"]
 Weights = Literal["ema", "model"]
+Sampler = Literal["ddpm", "ddim", "dpm-solver++"]
+EvalFeatures = Literal["inception", "digits"]
 DEFAULT_MODEL = "DiT-XL/2"
 PLANNING = ("dry_run", "cards", "gpu", "assume_mfu", "assume_tflops")  # options of the dry run alone
 _POSITIVE = (
@@ -25,13 +27,28 @@ _POSITIVE = (
     "epochs",
     "log_every",
     "ckpt_every",
-    "eval_samples",
+    "held_out_samples",
     "num_inference_steps",
     "tensor_parallel_degree",
 )
-_CHOICES = (("precision", Dtype), ("amp_level", AmpLevel), ("sharding", Sharding), ("init_weights", Weights))
+_CHOICES = (
+    ("precision", Dtype),
+    ("amp_level", AmpLevel),
+    ("sharding", Sharding),
+    ("init_weights", Weights),
+    ("eval_sampler", Sampler),
+    ("eval_features", EvalFeatures),
+)
 _LARGEST = 2**62  # steps and samples are counted in int64
-_NOT_NEGATIVE = ("warmup_steps", "num_workers", "recompute", "global_seed", "num_classes", "max_skipped_steps")
+_NOT_NEGATIVE = (
+    "warmup_steps",
+    "num_workers",
+    "recompute",
+    "global_seed",
+    "num_classes",
+    "max_skipped_steps",
+    "eval_every",
+)
 
 
 @dataclass
@@ -136,10 +153,28 @@ class TrainRecipe:
     """Steps that may be skipped because a loss is not finite, before the run stops."""
     eval_steps: int = -1
     """Steps between two losses on held-out samples, for the weights and their average; -1 never."""
-    eval_samples: int = 1024
+    held_out_samples: int = 1024
     """Samples to hold out for that: they are taken out of the training data, unless --eval-path has them."""
     eval_path: Path | None = None
     """Held-out data of their own: latents in the form of --feature-path, or images in that of --data-path."""
+    eval_every: int = 0
+    """Steps between two evaluations of drawn images: FID, sFID, Inception Score, precision and recall; 0 never."""
+    eval_samples: int = 1000
+    """Images to draw for that, by the averaged weights, on all ranks; classes at random."""
+    eval_reference: Path | None = None
+    """Real images to compare them with, or their statistics: a folder or .npz, as scripts/evaluate.py takes it. What
+    are images is measured anew at each start, statistics (its --save-stats) are just read."""
+    eval_features: EvalFeatures = "inception"
+    """inception, or for handwritten digits digits, with which --eval-reference may be digits-train or
+    digits-heldout."""
+    inception: Path | None = None
+    """Inception's weights. Default: the public file in $PADDLE_DIT_CACHE or ~/.cache/paddle_dit, downloaded once."""
+    eval_sampler: Sampler = "ddim"
+    """Sampler of these images. The paper's figures are of ddpm with 250 steps: five times the time."""
+    eval_inference_steps: int = 50
+    """Its steps."""
+    eval_guidance_scale: float = 1.0
+    """Guidance of these images; 1 is none, as where the paper compares models, and takes half the time."""
     image_logging_steps: int = 5000
     """Steps between two sets of preview images, drawn by the averaged weights; -1 never."""
     num_inference_steps: int = 25
@@ -215,6 +250,7 @@ class TrainRecipe:
             if getattr(self, name) not in get_args(choices):
                 known = ", ".join(get_args(choices))
                 raise ConfigError(f"--{name.replace('_', '-')} must be one of {known}, got {getattr(self, name)!r}")
+        check_drawn(self)
         if not self.guidance_scales or min(self.guidance_scales) < 1:
             raise ConfigError(f"--guidance-scales must be 1 (none) or more, got {self.guidance_scales}")
         if self.num_inference_steps > NUM_TRAIN_TIMESTEPS:
@@ -307,17 +343,3 @@ class TrainRecipe:
             "class_subset": list(self.class_subset) or None,
             "train_only": list(self.train_only) or None,
         }
-
-
-def learning_rate_at(recipe: TrainRecipe, step: int, total_steps: int) -> float:
-    """Return the learning rate of update ``step`` (from 0): a pure function, so nothing of it needs saving.
-
-    The warm-up rises from 0 at step 0, as PaddleNLP's schedulers do.
-    """
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * step / recipe.warmup_steps
-    if recipe.lr_schedule == "constant":
-        return recipe.learning_rate
-    progress = (step - recipe.warmup_steps) / max(1, total_steps - recipe.warmup_steps)
-    share = 1.0 - progress if recipe.lr_schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-    return recipe.learning_rate * max(0.0, share)

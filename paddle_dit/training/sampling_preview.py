@@ -18,8 +18,9 @@ from paddle_dit.errors import ConfigError, PaddleDiTError
 from paddle_dit.files import replace_file
 from paddle_dit.generation import Generator, Predictor, SamplingOptions, generate_latents
 from paddle_dit.half_precision import GuardedPrecision
-from paddle_dit.models.vae import decode, fit_vae, load_vae
+from paddle_dit.models.vae import decode
 from paddle_dit.pictures import labelled_grid, stacked
+from paddle_dit.training.encoding import load_vae_of
 from paddle_dit.training.ranks import Ranks
 
 FOLDER = "samples"
@@ -120,7 +121,7 @@ class SamplingPreview:
         if not self._find_vae():
             return True
         rows = []
-        with _evaluating(model):
+        with evaluating(model):
             for scale in self.guidance_scales:
                 latents = self.draw_latents(predict or model, scale)
                 # "guidance" in the tag would make VisualDL cut the scale off, beside the run's name.
@@ -172,16 +173,11 @@ class SamplingPreview:
         return self._usable
 
     def _load_vae(self):
-        name = self.options.vae or (self.info.vae or {}).get("name")
         try:
-            if name is None:
-                raise ConfigError("the data does not say which VAE made the latents; give --vae-name-or-path FOLDER")
-            vae = load_vae(name)
-            fit_vae(vae, self.info.config.in_channels, self.info.vae)
+            return load_vae_of(self.info, self.options.vae)
         except (PaddleDiTError, ImportError) as error:
             self._say(f"warning: no preview images in this run: {error}")
             return None
-        return vae
 
     def _publish(self, name: str, rows: list[tuple], step: int) -> bool:
         """Decode and show rows of (tag, title, latents, class labels), unless it is given up."""
@@ -222,7 +218,8 @@ class SamplingPreview:
 
 
 @contextmanager
-def _evaluating(model):
+def evaluating(model):
+    """Have a model in evaluation mode within the block; a training one is one again afterwards."""
     was_training = model.training
     model.eval()
     try:

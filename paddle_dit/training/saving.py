@@ -87,7 +87,7 @@ def _state(session: "Session") -> dict:
     return {
         "step": session.updates,
         "skipped_steps": session.skipped,
-        "undone": list(session.undone),
+        "undone": list(session.duties.undone),
         "overflows": session.step.overflows,
         "loss_scaler": scaler.state() if scaler else None,
         "images_seen": session.updates * recipe.global_batch_size,
@@ -256,13 +256,14 @@ def _restore(session: "Session", checkpoint: Checkpoint) -> None:
     session.updates, session.skipped = checkpoint.step, former.get("skipped_steps", 0)
     session.step.overflows = former.get("overflows", 0)
     made = _made(session.recipe.output_dir, checkpoint.step)
-    session.undone = [duty for duty in former.get("undone", []) if duty not in made]
+    session.duties.undone = [duty for duty in former.get("undone", []) if duty not in made]
     session.window.restore(former.get("window", {"steps": 0, "sums": {}}))
 
 
 def _made(folder: Path, step: int) -> set[str]:
     """Return which duties were done after ``step``: a process may have done them and ended before the next save."""
-    made = {"evaluate"} if any("eval_loss" in line for line in read_log(folder, step)) else set()
+    lines, figures = read_log(folder, step), {"evaluate": "eval_loss", "measure": "eval_inception_score"}
+    made = {duty for duty, figure in figures.items() if any(figure in line for line in lines)}
     return made | ({"draw"} if (folder / SAMPLES / picture_of(step)).exists() else set())
 
 

@@ -1,10 +1,10 @@
 """One run's state and what is done with it; the loops of ``train.py`` and of PaddleNLP's Trainer only say when."""
 
 import contextlib
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import numpy as np
 import paddle
 from tqdm import tqdm
 
@@ -18,6 +18,8 @@ from paddle_dit.models.dit import DiT
 from paddle_dit.runtime import has_gpu
 from paddle_dit.training.background import Background
 from paddle_dit.training.data_parallel import DataParallel, ShardedDataParallel
+from paddle_dit.training.drawn_figures import DrawnFigures, OpenJudge, find_judge
+from paddle_dit.training.duties import Duties, Stopped
 from paddle_dit.training.ema import ExponentialMovingAverage
 from paddle_dit.training.encoding import Encoder
 from paddle_dit.training.frozen import freeze
@@ -28,21 +30,24 @@ from paddle_dit.training.plan import Plan
 from paddle_dit.training.precision import Precision, be_deterministic
 from paddle_dit.training.ranks import Ranks
 from paddle_dit.training.recipe import TrainRecipe
-from paddle_dit.training.sampling_preview import PreviewOptions, SamplingPreview
 from paddle_dit.training.saving import open_run, save
 from paddle_dit.training.signals import STOPPED, StopSignals
 from paddle_dit.training.step import TrainingStep
 from paddle_dit.training.throughput import Throughput
-from paddle_dit.training.validation import Validation
 from paddle_dit.training.window import LossWindow
 
 
-def start_session(plan: Plan) -> "Session":
+def start_session(plan: Plan, open_judge: OpenJudge | None = None) -> "Session":
     """Join the other ranks and build or continue the run.
+
+    Args:
+        plan: of the run.
+        open_judge: opens what evaluates drawn images, for a recipe with ``eval_every``.
 
     Raises:
         ConfigError: the recipe needs a GPU and there is none.
         CheckpointError: the run cannot be continued.
+        PaddleDiTError: images could not be drawn, or not be evaluated.
     """
     recipe = plan.recipe
     if recipe.sharding != "none" and not has_gpu():
@@ -50,7 +55,10 @@ def start_session(plan: Plan) -> "Session":
     Precision.of(recipe).check_device()
     if recipe.deterministic:
         be_deterministic()
-    return Session(plan, Ranks.join(recipe.tensor_parallel_degree))
+    judge = find_judge(recipe, open_judge, os.environ.get("PADDLE_TRAINER_ID", "0") == "0")
+    ranks = Ranks.join(recipe.tensor_parallel_degree)
+    # Before the session, whose seed then makes up for what a network draws for its initial weights.
+    return Session(plan, ranks, DrawnFigures(plan, ranks, judge) if recipe.eval_every else None)
 
 
 def _layout(recipe: TrainRecipe, config: DiTConfig, ranks: Ranks) -> DataParallel | TensorParallel:
@@ -70,29 +78,24 @@ def _what_latents_would_bring(figures: dict[str, float]) -> str:
     )
 
 
-class _Stopped(Exception):
-    """Leaves an evaluation or a preview because a signal asks the run to stop."""
-
-
 class Session:
     """Model, optimizer, averaged weights, data and reports of one run, from its newest checkpoint on.
 
     :meth:`run` opens it, calls a loop and leaves it. In the loop, :meth:`backward` and :meth:`update` make one step,
-    and the other methods may be called between two steps, on all ranks alike.
+    and the other methods, and those of :attr:`duties`, may be called between two steps, on all ranks alike.
 
     Attributes:
+        duties: what is done between two steps besides saving.
         updates: steps made so far.
         skipped: those of them that were left out because a loss was not finite.
         stopping: whether a signal to any rank asks the run to stop; settled at the end of each step.
         saved: step of the run's newest checkpoint, 0 before the first.
-        undone: what is still to be done after the last step, because a signal came: "evaluate", "draw".
     """
 
-    def __init__(self, plan: Plan, ranks: Ranks):
+    def __init__(self, plan: Plan, ranks: Ranks, figures: DrawnFigures | None = None):
         self.plan, self.recipe, self.ranks = plan, plan.recipe, ranks
         recipe, config = plan.recipe, plan.info.config
         paddle.seed(recipe.global_seed)
-        objective = GaussianDiffusion()
         self.parallel = _layout(recipe, config, ranks)
         self.model = DiT(config, recompute_every=recipe.recompute)
         ranks.copy_from(self.model.parameters())
@@ -104,7 +107,7 @@ class Session:
         )
         self.step = TrainingStep(
             self.model,
-            objective,
+            GaussianDiffusion(),
             build_optimizer(recipe, self.model),
             self.ema,
             self.parallel,
@@ -113,17 +116,15 @@ class Session:
             precision=Precision.of(recipe),
         )
         self.updates = self.skipped = 0
-        self.stopping, self.saved, self.undone = False, 0, []
+        self.stopping, self.saved = False, 0
         self.window, self.background = LossWindow(ranks), Background()
         self.throughput = Throughput(config, recipe.global_batch_size, ranks.world_size, recipe.train_only)
-        self.validation = self.preview = self.encoder = None
+        self.encoder = None
         if plan.images is not None:
             with ranks.together():  # each loads the VAE for itself
-                self.encoder = Encoder(plan.info, recipe.global_seed, self.step.precision, self.say)
-        if plan.validation is not None:
-            held_out = self._latents_of(plan.validation)
-            self.validation = Validation(held_out, config, objective, recipe.global_seed, ranks)
-        self._drawn, self._windows = False, 0
+                loaded = figures.vae if figures else None
+                self.encoder = Encoder(plan.info, recipe.global_seed, self.step.precision, self.say, loaded)
+        self.duties, self._windows = Duties(self, figures), 0
         with contextlib.ExitStack() as opened:
             self._signals = opened.enter_context(StopSignals())  # from here on, as verifying a checkpoint takes a while
             opened.enter_context(self.background)
@@ -138,6 +139,11 @@ class Session:
         return self.step.optimizer
 
     @property
+    def asked_to_stop(self) -> bool:
+        """Whether a signal has come to this rank; the others learn of it by :meth:`look_around`."""
+        return self._signals.received is not None
+
+    @property
     def finished(self) -> bool:
         """Whether every step has been made."""
         return self.updates >= self.plan.total_steps
@@ -150,16 +156,16 @@ class Session:
                 been saved before the last rank left.
         """
         with self._open as opened:
-            if self.finished and not self.undone:
+            if self.finished and not self.duties.undone:
                 total = self.plan.total_steps
                 self.say(f"already at step {self.updates:,} of {total:,}: nothing to do; raise --max-steps to go on")
                 return
             self._enter(opened)
-            self._look_around()
-            self._catch_up()
+            self.look_around()
+            self.duties.catch_up()
             if not self.finished and not self.stopping:
                 loop(self)
-            stopped = self.stopping and not (self.finished and not self.undone)
+            stopped = self.stopping and not (self.finished and not self.duties.undone)
             if stopped and self.saved != self.updates:
                 self.save()
             self.ranks.wait_for_main(self.background.waiting())
@@ -191,44 +197,27 @@ class Session:
             progress_bar=recipe.progress_bar,
         )
         self.monitor = opened.enter_context(monitor)  # closes first: an error's message starts on a line of its own
-        if recipe.image_logging_steps > 0:
-            options = PreviewOptions(
-                recipe.num_inference_steps,
-                recipe.guidance_scales,
-                vae=recipe.vae_name_or_path,
-                precision=recipe.precision,
-            )
-            self.preview = SamplingPreview(
-                self.plan.info,
-                options,
-                ranks,
-                recipe.output_dir,
-                self.monitor.add_image,
-                lambda: self._signals.received is not None,
-                self.encoder.vae if self.encoder else None,
-            )
+        self.duties.enter()
         self.throughput.restart()
 
-    def _latents_of(self, source: LatentSource) -> LatentSource:
+    def latents_of(self, source: LatentSource) -> LatentSource:
         """Return a source as latents, of moments and images the same each time."""
         if source.kind == "moments":
             return DrawnLatents(source, self.recipe.global_seed)
         return source if self.encoder is None else self.encoder.fixed(source)
 
-    def _catch_up(self) -> None:
-        """Do what a signal kept from being done after the step that the run continues from."""
-        duties, self.undone = self.undone, []
-        if "evaluate" in duties and self.validation:
-            self.evaluate()
-        if "draw" in duties and self.preview:
-            self.draw()
-
-    def _look_around(self) -> None:
+    def look_around(self) -> None:
         """Learn, on all ranks alike, of signals and of a save in the background that has failed."""
-        received, failed = self.ranks.any(self._signals.received is not None, self.background.has_failed)
+        received, failed = self.ranks.any(self.asked_to_stop, self.background.has_failed)
         if failed:
             self.ranks.wait_for_main(self.background.waiting())
         self.stopping = received
+
+    def go_on(self) -> None:
+        """Learn of signals; raise :class:`~paddle_dit.training.duties.Stopped` if the run is to stop."""
+        self.look_around()
+        if self.stopping:
+            raise Stopped
 
     def say(self, line: str) -> None:
         """Print a line, once for all ranks."""
@@ -287,7 +276,7 @@ class Session:
         self.updates += 1
         self.throughput.advance()
         self.monitor.advance()
-        self._look_around()
+        self.look_around()
 
     def log(self) -> dict[str, float]:
         """Record and return the mean losses since the last call, over all ranks, with rate and memory."""
@@ -301,44 +290,9 @@ class Session:
         self.throughput.restart()
         return figures
 
-    def evaluate(self) -> dict[str, float]:
-        """Record and return the losses on held-out samples, of the weights and of their average."""
-        losses: dict[str, float] = {}
-        with self._unless_stopped("evaluate"):
-            losses = self.validation.losses(self._predict)
-            with self.ema.applied(self.parallel):
-                losses |= {f"{name}_ema": value for name, value in self.validation.losses(self._predict).items()}
-            self.monitor.record(self.updates, losses, group="eval")
-        return losses
-
-    def draw(self) -> None:
-        """Draw the preview images with the averaged weights; the first time, also decode some training latents."""
-        with self._unless_stopped("draw"):
-            with self.ema.applied(self.parallel):
-                made = self.preview.draw(self.model, self.updates, self._predict)
-            if made and not self._drawn:
-                first = np.arange(min(8, len(self.plan.source)))
-                with self.ranks.together():
-                    latents = self._latents_of(self.plan.source).gather(first)
-                made = self._drawn = self.preview.reconstruct(*latents)
-            if not made:
-                raise _Stopped
-
-    @contextlib.contextmanager
-    def _unless_stopped(self, duty: str) -> Iterator[None]:
-        """Leave the block, which predicts by :meth:`_predict`, when a signal comes; the next run does it again."""
-        try:
-            with self.throughput.paused():
-                yield
-        except _Stopped:  # on all ranks alike
-            self.undone.append(duty)
-            self._look_around()
-
-    def _predict(self, x, timesteps, class_labels):
+    def predict(self, x, timesteps, class_labels):
         """Run the model, which takes a while on all ranks alike, unless the run is to stop."""
-        self._look_around()
-        if self.stopping:
-            raise _Stopped
+        self.go_on()
         return self.step.predict(x, timesteps, class_labels)
 
     def save(self) -> None:

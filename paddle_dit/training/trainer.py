@@ -34,7 +34,7 @@ class _WholeUpdate:
 
 
 class _SessionCallback(TrainerCallback):
-    """Draws, keeps the epoch right on a stream without epochs, and saves the last step as ``train.py`` does."""
+    """Draws, keeps the epoch right on a stream without epochs, and ends the last step as ``train.py`` does."""
 
     def __init__(self, session: Session):
         self.session = session
@@ -42,7 +42,9 @@ class _SessionCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         state.epoch = state.global_step / self.session.plan.order.steps_per_epoch
         if args.image_logging_steps > 0 and state.global_step % args.image_logging_steps == 0:
-            self.session.draw()
+            self.session.duties.draw()
+        if args.eval_every > 0 and (state.global_step % args.eval_every == 0 or self.session.finished):
+            self.session.duties.undone.append("measure")  # done once the checkpoint has been saved
         control.should_training_stop |= self.session.stopping
         if self.session.finished:
             control.should_log = True
@@ -86,10 +88,16 @@ class DiTTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Return the losses on held-out samples."""
-        metrics = {f"eval_{name}": value for name, value in self.session.evaluate().items()}
+        metrics = {f"eval_{name}": value for name, value in self.session.duties.evaluate().items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.control.should_training_stop |= self.session.stopping
         return metrics
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        """Do all that is due after a step, and last what takes longest."""
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.session.duties.catch_up()
+        self.control.should_training_stop |= self.session.stopping
 
     def _save_checkpoint(self, model, metrics=None) -> None:
         self.session.save()

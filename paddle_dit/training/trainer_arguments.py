@@ -69,8 +69,16 @@ class DiTTrainingArguments(TrainingArguments):
     allow_changes: bool = _option(False, "Continue even with other data, seed, batch or model settings.")
     deterministic: bool = _option(False, "On a GPU, use only kernels that give the same bits each time.")
     max_skipped_steps: int = _option(0, "Steps that may be skipped because a loss is not finite.")
-    eval_samples: int = _option(1024, "Samples held out for --eval_steps, unless --eval_path has them.")
+    held_out_samples: int = _option(1024, "Samples held out for --eval_steps, unless --eval_path has them.")
     eval_path: Optional[str] = _option(None, "Held-out latents, or images, of their own.")  # noqa: UP045
+    eval_every: int = _option(0, "Steps between two evaluations of drawn images (FID and others); 0 never.")
+    eval_samples: int = _option(1000, "Images that the averaged weights draw for --eval_every.")
+    eval_reference: Optional[str] = _option(None, "Real images to compare with: folder, .npz, statistics.")  # noqa: UP045
+    eval_features: str = _option("inception", "inception, or digits, of which --eval_reference may be digits-train.")
+    inception: Optional[str] = _option(None, "Inception's weights; default: the cached file, downloaded once.")  # noqa: UP045
+    eval_sampler: str = _option("ddim", "Sampler of --eval_every: ddpm, ddim or dpm-solver++.")
+    eval_inference_steps: int = _option(50, "Its steps.")
+    eval_guidance_scale: float = _option(1.0, "Its guidance; 1 is none.")
     image_logging_steps: int = _option(5000, "Steps between two sets of preview images; -1 never.")
     num_inference_steps: int = _option(25, "DDIM steps of the previews.")
     guidance_scales: list[float] = field(
@@ -137,6 +145,8 @@ class DiTTrainingArguments(TrainingArguments):
             "model": self.model_name_or_config,
             "async_save": sees_gpu() if self.async_save is None else self.async_save,
             "eval_path": Path(self.eval_path) if self.eval_path else None,
+            "eval_reference": Path(self.eval_reference) if self.eval_reference else None,
+            "inception": Path(self.inception) if self.inception else None,
             "feature_path": tuple(map(Path, self.feature_path)),
             "data_path": Path(self.data_path) if self.data_path else None,
             "class_subset": tuple(self.class_subset),

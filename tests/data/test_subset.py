@@ -58,7 +58,7 @@ def test_fingerprints_tell_splits_apart(source):
 
 @pytest.mark.parametrize("count", [64, 65])
 def test_something_must_be_left_to_train_on(source, count):
-    with pytest.raises(DataError, match=f"64 samples, too few to hold out {count}; use a smaller --eval-samples"):
+    with pytest.raises(DataError, match=f"64 samples, too few to hold out {count}; use a smaller --held-out-samples"):
         hold_out(source, count)
 
 

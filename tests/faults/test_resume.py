@@ -137,10 +137,16 @@ def call(monkeypatch):
 @pytest.mark.parametrize("script", [TRAIN, TRAINER])
 def test_what_a_signal_kept_from_being_done_is_done_by_the_next_run(call, monkeypatch, tmp_path, script, interrupted):
     store = write_random_latents(tmp_path / "latents", vae={"name": "data/digits_vae", "scaling_factor": 0.98597276})
-    recipe = {"max_steps": 6, "eval_steps": 4, "eval_samples": 16, "image_logging_steps": 4, "num_inference_steps": 3}
+    recipe = {
+        "max_steps": 6,
+        "eval_steps": 4,
+        "held_out_samples": 16,
+        "image_logging_steps": 4,
+        "num_inference_steps": 3,
+    }
     whole, parts = (flags_of(script, store, tmp_path / name, **recipe) for name in ("whole", "parts"))
     assert call(script, *whole) == 0
-    predict, predictions = Session._predict, []
+    predict, predictions = Session.predict, []
 
     def stopping(session, *inputs):
         predictions.append(1)
@@ -154,7 +160,7 @@ def test_what_a_signal_kept_from_being_done_is_done_by_the_next_run(call, monkey
     comes_first = (interrupted == "evaluation") == (script == TRAIN)
     at = 2 + (0 if comes_first else 2 if interrupted == "preview" else 6)
     with monkeypatch.context() as patched:
-        patched.setattr(Session, "_predict", stopping)
+        patched.setattr(Session, "predict", stopping)
         assert call(script, *parts) == STOPPED
     state = json.loads((tmp_path / "parts" / "checkpoint-4" / "state.json").read_text())
     duty = {"evaluation": "evaluate", "preview": "draw"}[interrupted]

@@ -14,12 +14,12 @@ from tests.faults.test_signals import send, state_of
 DIGITS_VAE = {"name": "data/digits_vae", "scaling_factor": 0.98597276, "image_size": 64}
 SLOW_PREDICTIONS = """
 from paddle_dit.training.session import Session
-predict = Session._predict
+predict = Session.predict
 def slow(session, *inputs):
     session.say("predicting now")
     time.sleep(0.3)
     return predict(session, *inputs)
-Session._predict = slow
+Session.predict = slow
 """
 SLOW_DECODING = """
 from paddle_dit.training import sampling_preview
@@ -99,7 +99,7 @@ def test_a_signal_leaves_a_preview_and_the_same_command_draws_it(
 )
 def test_a_signal_leaves_an_evaluation_and_the_same_command_makes_it(store, tmp_path, script, processes):
     folder, figures = tmp_path / "run", ("loss", "eval_loss", "eval_loss_ema")
-    values = {"max_steps": 5, "eval_steps": 3, "eval_samples": 16}
+    values = {"max_steps": 5, "eval_steps": 3, "held_out_samples": 16}
     flags = flags_of(script, store, folder, processes, **values)
     with start(wrapped(tmp_path, script, SLOW_PREDICTIONS), processes, *flags, log=tmp_path / "log") as launch:
         code = stop_when_it_says(launch, "predicting now", f"rank {processes - 1}" if processes > 1 else "launcher")
@@ -119,7 +119,7 @@ def test_a_signal_leaves_an_evaluation_and_the_same_command_makes_it(store, tmp_
 @pytest.mark.slow
 def test_what_was_left_after_the_last_step_is_done_once(digits_store, tmp_path):
     folder = tmp_path / "run"
-    flags = flags_of(TRAIN, digits_store, folder, max_steps=3, eval_steps=3, eval_samples=16)
+    flags = flags_of(TRAIN, digits_store, folder, max_steps=3, eval_steps=3, held_out_samples=16)
     with start(wrapped(tmp_path, TRAIN, SLOW_PREDICTIONS), 1, *flags, log=tmp_path / "log") as launch:
         assert stop_when_it_says(launch, "predicting now") == STOPPED, launch.text
     for name, told in (("second", "continuing after step 3"), ("third", "already at step 3 of 3")):

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from paddle_dit.checkpoint import newest_checkpoint
 from paddle_dit.errors import CheckpointError, DataError
 from paddle_dit.models.vae import encode, load_vae
-from paddle_dit.training import encoding, loop, sampling_preview
+from paddle_dit.training import encoding, loop
 from paddle_dit.training.plan import make_plan
 from paddle_dit.training.plan_report import describe
 from paddle_dit.training.recipe import TrainRecipe
@@ -44,7 +44,7 @@ def train_on(images, tmp_path):
 
 
 def test_a_plan_takes_its_shape_from_size_and_vae_and_its_names_from_the_folders(images):
-    plan = make_plan(recipe_for(images, dry_run=True, eval_steps=1, eval_samples=9, image_size=64))
+    plan = make_plan(recipe_for(images, dry_run=True, eval_steps=1, held_out_samples=9, image_size=64))
     assert plan.info.config.sample_shape == (4, 16, 16)
     assert plan.info.vae == {"name": VAE, "scaling_factor": 0.9859727621078491, "image_size": 64}
     assert plan.info.label_names[4] == "4-four"
@@ -100,9 +100,8 @@ def test_each_epoch_sees_other_latents_of_an_image(train_on, monkeypatch):
 
 def test_evaluating_and_drawing_do_not_disturb_training(train_on, monkeypatch):
     loaded = []
-    for module in (encoding, sampling_preview):
-        monkeypatch.setattr(module, "load_vae", lambda name: loaded.append(name) or load_vae(name))
-    options = {"max_steps": 6, "eval_samples": 17, "ema_decay": 0.5, "num_inference_steps": 2}
+    monkeypatch.setattr(encoding, "load_vae", lambda name: loaded.append(name) or load_vae(name))
+    options = {"max_steps": 6, "held_out_samples": 17, "ema_decay": 0.5, "num_inference_steps": 2}
     often = train_on("often", eval_steps=2, image_logging_steps=2, **options)
     seldom = train_on("seldom", eval_steps=5, **options)
     assert losses(often) == losses(seldom)
@@ -126,7 +125,7 @@ def test_the_same_latents_are_shown_as_images_of_the_folder(train_on, images):
 
 def test_held_out_images_may_have_a_folder_of_their_own(train_on, tmp_path):
     other = write_digit_images(tmp_path / "other", 40)
-    apart = train_on("apart", eval_steps=2, eval_path=other, eval_samples=7, max_steps=4)
+    apart = train_on("apart", eval_steps=2, eval_path=other, held_out_samples=7, max_steps=4)
     alone = train_on("alone", max_steps=4)
     assert losses(apart) == losses(alone)
     assert sorted(losses(apart, "eval_loss")) == [2, 4]
@@ -267,7 +266,7 @@ def test_a_signal_stops_a_run_on_images_saved_and_it_goes_on(call, images, tmp_p
 @pytest.mark.distributed
 @pytest.mark.parametrize("script", [TRAIN, TRAINER])
 def test_two_ranks_make_the_steps_of_one_and_go_on_after_a_kill(images, tmp_path, script):
-    options = {"max_steps": 20, "eval_steps": 8, "eval_samples": 15, "ckpt_every": 4}
+    options = {"max_steps": 20, "eval_steps": 8, "held_out_samples": 15, "ckpt_every": 4}
     names = [] if script == TRAIN else ["--do_eval"]
     whole, two = tmp_path / "whole", tmp_path / "two"
     code, text = run(script, 1, *flags(script, images, whole, **options), *names, log=tmp_path / "log1")

@@ -80,7 +80,7 @@ def seen(monkeypatch):
 
 
 def test_a_plan_gives_the_model_half_the_channels(moments):
-    plan = make_plan(recipe_for(moments, dry_run=True, eval_steps=1, eval_samples=9))
+    plan = make_plan(recipe_for(moments, dry_run=True, eval_steps=1, held_out_samples=9))
     assert plan.source.sample_shape == (8, 8, 8)
     assert plan.info.config.sample_shape == (4, 8, 8)
     assert plan.info.vae == {"name": VAE, "scaling_factor": SCALE, "image_size": SIZE}
@@ -90,7 +90,7 @@ def test_a_plan_gives_the_model_half_the_channels(moments):
 
 
 def test_a_run_is_that_on_the_images_which_the_moments_are_of(train_on, images):
-    options = {"max_steps": 6, "eval_steps": 3, "eval_samples": 16}
+    options = {"max_steps": 6, "eval_steps": 3, "held_out_samples": 16}
     ours = train_on("moments", **options)
     theirs = train_on("images", data_path=images, image_size=SIZE, **options)
     for name in ("loss", "mse", "vb", "eval_loss", "eval_loss_ema"):
@@ -124,7 +124,7 @@ def test_each_epoch_sees_other_latents_of_a_sample(train_on, moments, seen):
 
 
 def test_evaluating_and_drawing_do_not_disturb_training_and_use_fixed_draws(train_on):
-    options = {"max_steps": 6, "eval_samples": 17, "ema_decay": 0.5, "num_inference_steps": 2}
+    options = {"max_steps": 6, "held_out_samples": 17, "ema_decay": 0.5, "num_inference_steps": 2}
     often = train_on("often", eval_steps=2, image_logging_steps=2, **options)
     seldom = train_on("seldom", eval_steps=5, image_logging_steps=3, **options)
     assert losses(often) == losses(seldom)
@@ -145,17 +145,19 @@ def test_the_same_latents_are_shown_as_their_images(train_on, images):
 
 
 def test_held_out_moments_may_have_a_folder_of_their_own_also_beside_latents(train_on, moments, tmp_path):
-    apart = train_on("apart", eval_steps=2, eval_path=moments, eval_samples=7, max_steps=4)
+    apart = train_on("apart", eval_steps=2, eval_path=moments, held_out_samples=7, max_steps=4)
     assert losses(apart) == losses(train_on("alone", max_steps=4))
     assert sorted(losses(apart, "eval_loss")) == [2, 4]
     means = changed(moments, tmp_path / "latents", lambda samples: SCALE * samples[:, :4], kind="latents")
-    beside = train_on("beside", means, eval_steps=2, eval_path=moments, eval_samples=7, max_steps=4)
+    beside = train_on("beside", means, eval_steps=2, eval_path=moments, held_out_samples=7, max_steps=4)
     ours, theirs = losses(apart, "eval_loss")[4], losses(beside, "eval_loss")[4]
     assert ours == pytest.approx(theirs, abs=0.1)
 
 
 def test_several_stores_and_chosen_classes_are_drawn_from(train_on, moments, seen):
-    folder = train_on("run", moments, moments, class_subset=("3", "5-five"), eval_steps=2, eval_samples=3, max_steps=4)
+    folder = train_on(
+        "run", moments, moments, class_subset=("3", "5-five"), eval_steps=2, held_out_samples=3, max_steps=4
+    )
     assert sorted(losses(folder, "eval_loss")) == [2, 4]
     assert all(latents.shape == (16, 4, 8, 8) for _, latents in seen)
     assert len({latent.tobytes() for _, latents in seen for latent in latents}) == 64
@@ -227,7 +229,7 @@ def test_both_scripts_make_the_same_steps_and_each_continues_what_the_other_bega
 @pytest.mark.distributed
 @pytest.mark.parametrize("script", [TRAIN, pytest.param(TRAINER, marks=pytest.mark.slow)])
 def test_two_ranks_make_the_steps_of_one(call, moments, tmp_path, script):
-    options = {"max_steps": 12, "eval_steps": 6, "eval_samples": 15}
+    options = {"max_steps": 12, "eval_steps": 6, "held_out_samples": 15}
     names = [] if script == TRAIN else ["--do_eval"]
     whole, two = tmp_path / "whole", tmp_path / "two"
     code, _, text = call(script, *flags_of(script, moments, whole, **options), *names)

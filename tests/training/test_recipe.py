@@ -8,8 +8,9 @@ from paddle_dit.cli import parse
 from paddle_dit.data.source import open_source
 from paddle_dit.data.store import StoreWriter
 from paddle_dit.errors import ConfigError, DataError
+from paddle_dit.training.learning_rate import learning_rate_at
 from paddle_dit.training.plan import make_plan
-from paddle_dit.training.recipe import TrainRecipe, learning_rate_at
+from paddle_dit.training.recipe import TrainRecipe
 
 
 def test_the_defaults_are_the_papers_recipe():
@@ -72,7 +73,7 @@ def test_a_batch_must_divide():
     "change",
     [
         {"eval_steps": 0},
-        {"eval_samples": 0},
+        {"held_out_samples": 0},
         {"image_logging_steps": 0},
         {"save_total_limit": 0},
         {"max_skipped_steps": -1},
@@ -147,7 +148,9 @@ def test_a_run_on_one_folder_has_the_identity_it_always_had(latent_store):
         "global_batch_size": 8,
         "global_seed": 0,
     }
-    assert plan_for((latent_store,), eval_steps=1, eval_samples=9).identity == plan.identity | {"held_out_samples": 9}
+    assert plan_for((latent_store,), eval_steps=1, held_out_samples=9).identity == plan.identity | {
+        "held_out_samples": 9
+    }
 
 
 def test_several_folders_and_chosen_classes_make_a_plan(latent_store):
@@ -162,7 +165,7 @@ def test_several_folders_and_chosen_classes_make_a_plan(latent_store):
     assert chosen.sample_names(np.arange(3)) == "2, 7, 12"
     assert "held_out_samples" not in chosen.identity
     assert chosen.identity["data"] == f"{open_source(latent_store).fingerprint}/classes 2, 7 of 10"
-    held_out = plan_for((latent_store,), class_subset=("7", "2"), eval_steps=1, eval_samples=3)
+    held_out = plan_for((latent_store,), class_subset=("7", "2"), eval_steps=1, held_out_samples=3)
     assert held_out.identity == chosen.identity | {"held_out_samples": 3}
 
 

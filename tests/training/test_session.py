@@ -132,7 +132,7 @@ def test_one_more_than_allowed_stops_with_the_last_checkpoint_whole(run, overflo
 
 
 def test_samples_are_named_by_their_place_in_the_folder_when_some_are_held_out(run, overflowing_store, capsys):
-    held_out = {"eval_steps": 100, "eval_samples": 5}
+    held_out = {"eval_steps": 100, "held_out_samples": 5}
     plan = make_plan(
         TrainRecipe(
             model="DiT-Digits/2", feature_path=overflowing_store, global_batch_size=16, dry_run=True, **held_out
@@ -160,7 +160,7 @@ def test_nothing_is_sent_before_the_last_micro_batch(run, monkeypatch):
 
 
 def test_evaluating_does_not_disturb_training(run):
-    options = {"max_steps": 6, "eval_samples": 17, "ema_decay": 0.5}
+    options = {"max_steps": 6, "held_out_samples": 17, "ema_decay": 0.5}
     often, seldom = run("often", eval_steps=2, **options), run("seldom", eval_steps=5, **options)
     assert log(often) == log(seldom)
     assert sorted(log(often, "eval_loss")) == [2, 4, 6]
@@ -189,13 +189,13 @@ def test_evaluation_samples_must_fit_the_data(run, tmp_path):
     with pytest.raises(PaddleDiTError, match="no folder"):
         run(eval_steps=2, eval_path=tmp_path / "missing", max_steps=4)
     with pytest.raises(PaddleDiTError, match="too few to hold out 64"):
-        run(eval_steps=2, eval_samples=64, max_steps=4)
+        run(eval_steps=2, held_out_samples=64, max_steps=4)
     assert not (tmp_path / "run").exists()
 
 
 def test_held_out_samples_are_those_that_training_leaves_out(latent_store):
     options = {"model": "DiT-Digits/2", "feature_path": latent_store, "global_batch_size": 16, "dry_run": True}
-    plan = make_plan(TrainRecipe(eval_steps=1, eval_samples=17, **options))
+    plan = make_plan(TrainRecipe(eval_steps=1, held_out_samples=17, **options))
     everything = open_source(latent_store)
     held_out = {sample.tobytes() for sample in plan.validation.gather(np.arange(17))[0]}
     trained = {

@@ -268,8 +268,10 @@ def _mendable() -> Iterator[None]:
     """Name what a full disk or memory raises as what other ranks can be told."""
     try:
         yield
-    except (OSError, MemoryError) as error:
-        raise DataError(" ".join(str(error).split()) or type(error).__name__) from error
+    except OSError as error:
+        raise DataError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise DataError(f"out of memory: {' '.join(str(error).split())[:200]}") from error
 
 
 @contextmanager

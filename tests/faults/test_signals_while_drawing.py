@@ -1,4 +1,4 @@
-"""Signals while a preview is drawn or held-out samples are evaluated: left at once, done by the run that continues."""
+"""Signals while a preview is drawn or an evaluation is made: left at once, done by the run that continues."""
 
 import json
 import signal
@@ -24,11 +24,22 @@ Session.predict = slow
 SLOW_DECODING = """
 from paddle_dit.training import sampling_preview
 decode = sampling_preview.decode
-def slow(*inputs):
+def slow(*inputs, **named):
     print("decoding now", flush=True)
     time.sleep(0.5)
-    return decode(*inputs)
+    return decode(*inputs, **named)
 sampling_preview.decode = slow
+"""
+SLOW_JUDGING = """
+from paddle_dit.evaluation.while_training import TrainingJudge
+finish = TrainingJudge.finish
+def slow(judge, still_here):
+    print("judging now", flush=True)
+    for _ in range(100):
+        time.sleep(0.5)
+        still_here()
+    return finish(judge, still_here)
+TrainingJudge.finish = slow
 """
 
 
@@ -128,3 +139,24 @@ def test_what_was_left_after_the_last_step_is_done_once(digits_store, tmp_path):
         assert told in text
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert sum("eval_loss" in line for line in lines) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("script", [TRAIN, TRAINER])
+def test_a_signal_to_any_rank_leaves_the_figures_of_drawn_images_and_they_are_made_later(
+    digits_store, tmp_path, script
+):
+    values = {"max_steps": 4, "eval_every": 3, "eval_samples": 20, "eval_inference_steps": 3}
+    values |= {"eval_features": "digits", "eval_reference": "digits-train"}
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    flags = flags_of(script, digits_store, folder, 2, **values)
+    with start(wrapped(tmp_path, script, SLOW_JUDGING), 2, *flags, log=tmp_path / "log") as launch:
+        assert stop_when_it_says(launch, "judging now", "rank 1") == STOPPED, launch.text
+    assert state_of(folder, 3)["undone"] == ["measure"]
+    assert losses(folder, "eval_fid") == {}
+    for name, where in (("second", flags), ("w", flags_of(script, digits_store, whole, 2, **values))):
+        code, text = run(script, 2, *where, log=tmp_path / name)
+        assert code == 0, text
+    assert sorted(losses(folder, "eval_fid")) == [3, 4]
+    assert_same(whole, folder, 4, ("loss", "eval_fid", "eval_precision"))

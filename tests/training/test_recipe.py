@@ -89,6 +89,27 @@ def test_what_belongs_to_larger_runs_is_checked_too(change):
         TrainRecipe(**change).check()
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"eval_every": -1}, "--eval-every must be 0 or more"),
+        ({"eval_every": 5}, "give --eval-reference"),
+        ({"eval_every": 5, "eval_samples": 3}, "--eval-samples must be 4 or more"),
+        ({"eval_every": 5, "eval_samples": 10**9}, "--eval-samples must be 4 or more, and below"),
+        ({"eval_every": 5, "eval_inference_steps": 1001}, "--eval-inference-steps must be 1 to 1000"),
+        ({"eval_every": 5, "eval_guidance_scale": 0.5}, "--eval-guidance-scale must be 1"),
+        ({"eval_every": 5, "eval_features": "digits", "inception": Path("w.pth")}, "leave one of the two out"),
+        ({"eval_sampler": "dpm"}, "--eval-sampler must be one of"),
+        ({"eval_features": "vgg"}, "--eval-features must be one of"),
+        ({"eval_steps": 5, "eval_samples": 16}, "are --held-out-samples"),
+    ],
+)
+def test_drawn_images_that_cannot_be_evaluated_are_refused(change, told):
+    reference = {} if "reference" in told else {"eval_reference": Path("real")}
+    with pytest.raises(ConfigError, match=told):
+        TrainRecipe(**change, **reference).check()
+
+
 def test_ranks_that_share_a_model_share_its_part_of_the_batch():
     recipe = TrainRecipe(global_batch_size=16, tensor_parallel_degree=2, accumulation=2)
     assert recipe.share_of_batch(8) == 4

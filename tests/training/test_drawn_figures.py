@@ -199,7 +199,7 @@ def break_down():
     raise ZeroDivisionError
 
 
-# Three predictions for each of two batches, an image at a time, a batch at a time, of the first evaluation.
+# Moments of the first evaluation: 3 predictions, 32 images decoded one by one, handed over together; then with 8 more.
 @pytest.mark.parametrize(("script", "moment", "saved"), [(TRAIN, 2, 2), (TRAIN, 44, 1000), (TRAINER, 30, 1000)])
 def test_a_signal_leaves_an_evaluation_and_the_same_command_makes_it(
     train_on, interrupt, monkeypatch, script, moment, saved
@@ -227,6 +227,9 @@ def test_a_process_that_ends_in_an_evaluation_has_saved_before(train_on, interru
     assert code == 0
     assert "continuing after step 2" in told
     assert sorted(figures(folder)) == [2, 3]
+    before = (folder / "log.jsonl").read_text()
+    assert "already at step 3 of 3: nothing to do" in train_on("run", ckpt_every=2)[2]
+    assert (folder / "log.jsonl").read_text() == before
 
 
 def fails(error):
@@ -254,8 +257,9 @@ def test_what_fails_in_an_evaluation_costs_its_figures_alone(train_on, monkeypat
     assert checkpoints(folder) == [3]
 
 
-def test_what_fails_besides_during_an_evaluation_still_ends_the_run(train_on, interrupt):
-    interrupt(5, fails(CheckpointError("the save in the background failed")))
+@pytest.mark.parametrize("moment", [2, 5, 36])
+def test_what_fails_besides_during_an_evaluation_still_ends_the_run(train_on, interrupt, moment):
+    interrupt(moment, fails(CheckpointError("the save in the background failed")))
     _, code, told = train_on("run")
     assert code == 2
     assert "error: the save in the background failed" in told

@@ -4,11 +4,9 @@ Image ``i`` of a seed depends on ``(seed, i)`` alone: its starting noise and eve
 its own, whatever the batch size and whichever other images are drawn.
 """
 
-import functools
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,88 +14,15 @@ import paddle
 from tqdm import tqdm
 
 from paddle_dit.config import DiTConfig, ModelInfo
-from paddle_dit.conversion.loading import class_names, load_model
-from paddle_dit.data.labels import resolve_labels
-from paddle_dit.diffusion.guidance import can_guide, guided
-from paddle_dit.diffusion.samplers import SAMPLERS
-from paddle_dit.diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule, spaced_timesteps
-from paddle_dit.errors import ConfigError, nearest
-from paddle_dit.half_precision import PADDLE_NAMES, autocast
+from paddle_dit.conversion.loading import known_names, load_model
+from paddle_dit.data.classes import Classes
+from paddle_dit.diffusion.guidance import guided
+from paddle_dit.diffusion.options import SamplingOptions, check_draw
+from paddle_dit.diffusion.samplers import sample
+from paddle_dit.errors import ConfigError
+from paddle_dit.half_precision import autocast
 from paddle_dit.models.vae import decode, fit_vae, load_vae
-from paddle_dit.randomness import MAX_SEED, Stream, generator
-
-PAPER_GUIDANCE = 4.0
-PAPER_CLASSES = (207, 360, 387, 974, 88, 979, 417, 279)  # of ImageNet; the samples that the paper's code draws
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How to draw. The defaults are the paper's (section 5; guidance as in its figure 1).
-
-    Attributes:
-        sampler: "ddpm" (ancestral, with the learned variance where the model has one), "ddim", or "dpm-solver++" (its
-            multistep form of second order).
-        num_inference_steps: steps of the sampler, 1 to 1000.
-        guidance_scale: 1 is no guidance. None is 4 for a model that can be guided, else 1.
-        guidance_channels: latent channels that are guided: 3 as the paper's code, all as ppdiffusers.
-        guidance_interval: guide at timesteps ``low <= t < high`` only; None everywhere.
-        seed: of every draw, 0 to 2**56 - 1.
-        timestep_spacing: "linspace", "leading" or "trailing", as ``schedule.spaced_timesteps`` has them. None is what
-            was published: "linspace" for ddpm (the paper's code) and dpm-solver++ (ppdiffusers), "leading" for ddim,
-            whose paper strides evenly from timestep 0, where the steps divide 1000.
-        eta: share of ddpm's noise that ddim adds, 0 (none, deterministic) to 1.
-        precision: of the model's matrix products: "fp32", or on a GPU "bf16" or "fp16".
-    """
-
-    sampler: str = "ddpm"
-    num_inference_steps: int = 250
-    guidance_scale: float | None = None
-    guidance_channels: int = 3
-    guidance_interval: tuple[int, int] | None = None
-    seed: int = 0
-    timestep_spacing: str | None = None
-    eta: float = 0.0
-    precision: str = "fp32"
-
-    def __post_init__(self):
-        if self.sampler not in SAMPLERS:
-            known = ", ".join(SAMPLERS)
-            raise ConfigError(f"unknown sampler '{self.sampler}'.{nearest(self.sampler, SAMPLERS)} Known: {known}")
-        if not 1 <= self.num_inference_steps <= NUM_TRAIN_TIMESTEPS:
-            raise ConfigError(f"num_inference_steps must be 1 to {NUM_TRAIN_TIMESTEPS}, got {self.num_inference_steps}")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise ConfigError(f"seed must be 0 to {MAX_SEED}, got {self.seed}")
-        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
-            raise ConfigError(f"guidance_scale must be a finite number, got {self.guidance_scale}")
-        if self.guidance_channels < 1:
-            raise ConfigError(f"guidance_channels must be 1 or more, got {self.guidance_channels}")
-        if not 0 <= self.eta <= 1 or (self.eta and self.sampler != "ddim"):
-            raise ConfigError(f"eta must be 0 to 1, and 0 for other samplers than ddim, got {self.eta}")
-        if self.precision not in PADDLE_NAMES:
-            raise ConfigError(f"precision must be {', '.join(PADDLE_NAMES)}, got '{self.precision}'")
-        self.schedule()  # checks the spacing
-
-    def for_model(self, config: DiTConfig) -> "SamplingOptions":
-        """Return these options with the guidance scale that a model of this configuration is drawn with."""
-        if self.guidance_scale is not None:
-            return self
-        return replace(self, guidance_scale=PAPER_GUIDANCE if can_guide(config) else 1.0)
-
-    @property
-    def spacing(self) -> str:
-        """Name of the timestep spacing."""
-        strided = self.sampler == "ddim" and NUM_TRAIN_TIMESTEPS % self.num_inference_steps == 0
-        return self.timestep_spacing or ("leading" if strided else "linspace")
-
-    def schedule(self) -> Schedule:
-        """Return the training schedule, of which the steps asked for are kept."""
-        skip_zero = self.sampler == "dpm-solver++"
-        kept = spaced_timesteps(NUM_TRAIN_TIMESTEPS, self.num_inference_steps, self.spacing, skip_zero)
-        return Schedule.linear().keeping(kept)
-
-    def to_dict(self) -> dict:
-        """Return plain values, to be kept with the images; the spacing has its name."""
-        return {**asdict(self), "timestep_spacing": self.spacing}
+from paddle_dit.randomness import ImageNoise
 
 
 @dataclass(frozen=True)
@@ -143,11 +68,7 @@ def generate_latents(
         ConfigError: a label outside the model's classes, a batch of none, or guidance that it cannot have.
     """
     options = (options or SamplingOptions()).for_model(model.config)
-    labels, last = np.asarray(class_labels, dtype=np.int64), model.config.label_rows - 1
-    if labels.size and not 0 <= labels.min() <= labels.max() <= last:
-        raise ConfigError(f"class labels must be 0 to {last}, got {labels.min()} to {labels.max()}")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
+    labels = check_draw(model.config, class_labels, batch_size)
     indices = np.arange(len(labels)) if indices is None else np.asarray(indices)
     batches = []
     for start in range(0, len(labels), batch_size):
@@ -159,11 +80,10 @@ def generate_latents(
 def _generate_batch(
     model, labels: np.ndarray, indices: np.ndarray, options: SamplingOptions, report: Callable[[float], object]
 ) -> np.ndarray:
-    generators = [generator(options.seed, Stream.GENERATION, 0, index) for index in indices]
+    draw = ImageNoise(options.seed, indices, model.config.sample_shape)
 
     def noise(step: int = 0) -> paddle.Tensor:
-        shape = model.config.sample_shape
-        return paddle.to_tensor(np.stack([one.standard_normal(shape, dtype=np.float32) for one in generators]))
+        return paddle.to_tensor(draw())
 
     def progress(steps: Iterable[int]) -> Iterator[int]:
         for step in steps:
@@ -177,10 +97,7 @@ def _generate_batch(
         guidance_channels=options.guidance_channels,
         guidance_interval=options.guidance_interval,
     )
-    sampler = SAMPLERS[options.sampler]
-    if options.eta:
-        sampler = functools.partial(sampler, eta=options.eta)
-    return sampler(denoise, noise(), options.schedule(), noise, progress).numpy()
+    return sample(denoise, noise(), options.steps(), noise, progress).numpy()
 
 
 def _in_precision(model, precision: str):
@@ -204,30 +121,9 @@ class Generator:
     info: ModelInfo
 
     @property
-    def id2label(self) -> dict[int, str]:
-        """Class id -> name: the model's own names, ImageNet's for 1000 classes, or the numbers.
-
-        An unconditional model has its null class alone, which is label 0.
-        """
-        classes, names = self.info.config.num_classes, class_names(self.info)
-        if classes == 0:
-            return {self.info.config.null_class: "no class"}
-        return {label: names.get(label, f"class {label}") for label in range(classes)}
-
-    def default_labels(self) -> list[int]:
-        """Return the classes drawn where none are asked for: the paper's of ImageNet's 1000, else the first eight."""
-        classes = self.info.config.num_classes
-        if classes == 0:
-            return [self.info.config.null_class] * len(PAPER_CLASSES)
-        return list(PAPER_CLASSES if classes == 1000 else range(min(len(PAPER_CLASSES), classes)))
-
-    def resolve(self, requested: Sequence[str | int]) -> list[int]:
-        """Return the ids of classes given by id or name; ConfigError offers the nearest names."""
-        return resolve_labels(list(requested), self.id2label)
-
-    def name_of(self, label: int) -> str:
-        """Return the first name of a class."""
-        return self.id2label.get(label, "").split(",")[0]
+    def classes(self) -> Classes:
+        """The classes that it draws, and their names."""
+        return Classes(self.info.config.num_classes, known_names(self.info))
 
 
 def load_generator(path: str | Path, vae: str | None = None, weights: str = "ema") -> Generator:

@@ -42,6 +42,24 @@ def standard_normal(seed: int, stream: Stream, step: int, positions: Sequence[in
     return noise
 
 
+class ImageNoise:
+    """The noise that images are drawn with: each one's depends on the seed and its own number alone.
+
+    Args:
+        seed: of the images.
+        indices: numbers of the images, ``[N]``.
+        shape: of one latent.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int], shape: Sequence[int]):
+        self._generators = [generator(seed, Stream.GENERATION, 0, index) for index in indices]
+        self._shape = tuple(shape)
+
+    def __call__(self) -> np.ndarray:
+        """Return the next standard normal noise, float32 ``[N, *shape]``; the first is what the sampler starts from."""
+        return np.stack([one.standard_normal(self._shape, dtype=np.float32) for one in self._generators])
+
+
 def uniform(seed: int, stream: Stream, step: int, positions: np.ndarray) -> np.ndarray:
     """Return float64 numbers in [0, 1) for ``positions [B]``, all by one generator of the step.
 

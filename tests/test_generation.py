@@ -5,10 +5,10 @@ import paddle
 import pytest
 
 from paddle_dit.config import DiTConfig, ModelInfo
+from paddle_dit.data.classes import PAPER_CLASSES
 from paddle_dit.data.digits import DIGITS_VAE_FOLDER
 from paddle_dit.errors import ConfigError
 from paddle_dit.generation import (
-    PAPER_CLASSES,
     Generator,
     SamplingOptions,
     draw_batches,
@@ -190,7 +190,7 @@ def test_the_default_guidance_is_one_that_the_model_can_have(fields, scale):
     ],
 )
 def test_default_labels_are_classes_of_the_model(classes, names, default, captions):
-    source = Generator(None, None, ModelInfo(DiTConfig(depth=1, num_classes=classes), names))
+    source = Generator(None, None, ModelInfo(DiTConfig(depth=1, num_classes=classes), names)).classes
     assert source.default_labels() == default
     assert source.resolve(["0"]) == [0]
     assert source.resolve(default) == default

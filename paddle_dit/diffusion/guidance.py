@@ -1,10 +1,8 @@
 """Classifier-free guidance (Ho and Salimans 2022): from a model to the ``denoise`` callable of the samplers."""
 
-import math
-
 import paddle
 
-from paddle_dit.errors import ConfigError
+from paddle_dit.diffusion.options import check_guidance
 
 
 def guided(
@@ -27,10 +25,11 @@ def guided(
             conditional half elsewhere (Kynkäänniemi et al. 2024). None guides everywhere.
 
     Raises:
-        ConfigError: a scale below 1, an empty interval, or guidance of a model that :func:`can_guide` denies.
+        ConfigError: a scale below 1, an empty interval, or guidance that the model cannot have; see
+            :func:`~paddle_dit.diffusion.options.can_guide`.
     """
     config = model.config
-    _check(config, guidance_scale, guidance_channels, guidance_interval)
+    check_guidance(config, guidance_scale, guidance_channels, guidance_interval)
     channels = config.in_channels
     null_labels = paddle.full_like(class_labels, config.null_class)
 
@@ -48,23 +47,5 @@ def guided(
     return denoise
 
 
-def can_guide(config) -> bool:
-    """Return whether a model has both classes and the null class to guide away from."""
-    return config.num_classes > 0 and config.has_null_class
-
-
 def _split(out, channels: int):
     return out[:, :channels], (out[:, channels:] if out.shape[1] > channels else None)
-
-
-def _check(config, scale: float, channels: int, interval: tuple[int, int] | None) -> None:
-    if not 1.0 <= scale < math.inf:
-        raise ConfigError(f"guidance_scale must be 1 (none) or more, got {scale}")
-    if scale > 1.0 and config.num_classes == 0:
-        raise ConfigError("an unconditional model has nothing to guide towards; use --guidance-scale 1")
-    if scale > 1.0 and not can_guide(config):
-        raise ConfigError("this model was trained without label dropout and cannot be guided; use --guidance-scale 1")
-    if not 1 <= channels <= config.in_channels:
-        raise ConfigError(f"guidance_channels must be 1 to {config.in_channels}, got {channels}")
-    if interval is not None and not 0 <= interval[0] < interval[1]:
-        raise ConfigError(f"guidance_interval {interval} is empty; give LOW HIGH with 0 <= LOW < HIGH <= 1000")

@@ -26,22 +26,23 @@ def ddpm(denoise: Denoise, x, schedule: Schedule, noise: Noise, progress: Progre
         noise: ``noise(i)`` returns standard normal noise like ``x`` for the i-th step in order of use.
         progress: wraps the iterator over the steps, for a progress bar.
     """
-    return _run(denoise, x, ddpm_steps(schedule), noise, progress)
+    return sample(denoise, x, ddpm_steps(schedule), noise, progress)
 
 
 def ddim(denoise: Denoise, x, schedule: Schedule, noise: Noise, progress: Progress = iter, eta: float = 0.0):
     """Draw by DDIM (Song et al. 2021); deterministic for ``eta`` = 0. Arguments as for :func:`ddpm`."""
-    return _run(denoise, x, ddim_steps(schedule, eta), noise, progress)
+    return sample(denoise, x, ddim_steps(schedule, eta), noise, progress)
 
 
 def dpm_solver(denoise: Denoise, x, schedule: Schedule, noise: Noise, progress: Progress = iter):
     """Draw by DPM-Solver++(2M) (Lu et al. 2022b); deterministic, no noise is drawn. Arguments as for :func:`ddpm`."""
-    return _run(denoise, x, dpm_solver_steps(schedule), noise, progress)
+    return sample(denoise, x, dpm_solver_steps(schedule), noise, progress)
 
 
 @paddle.no_grad()
-def _run(denoise: Denoise, x, steps: SamplerSteps, noise: Noise, progress: Progress):
-    last, x0 = len(steps) - 1, None
+def sample(denoise: Denoise, x, steps: SamplerSteps, noise: Noise, progress: Progress = iter):
+    """Draw with the coefficients of any sampler. The other arguments as for :func:`ddpm`."""
+    x0 = None
     for i in progress(range(len(steps))):
         eps, variance = denoise(x, paddle.full([x.shape[0]], int(steps.timesteps[i]), dtype="int64"))
         previous_x0 = x0
@@ -50,12 +51,9 @@ def _run(denoise: Denoise, x, steps: SamplerSteps, noise: Noise, progress: Progr
         x = float(steps.on_x[i]) * x + float(steps.on_eps[i]) * eps
         if previous_x0 is not None:
             x = x + float(steps.on_previous_x0[i]) * previous_x0
-        if variance is not None and steps.min_log_variance is not None and i < last:
+        if variance is not None and steps.takes_variance(i):
             low, high = float(steps.min_log_variance[i]), float(steps.max_log_variance[i])
             x = x + paddle.exp(0.5 * (low + 0.5 * (variance + 1.0) * (high - low))) * noise(i)
         elif steps.sigma[i] > 0:
             x = x + float(steps.sigma[i]) * noise(i)
     return x
-
-
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpm-solver++": dpm_solver}

@@ -188,6 +188,10 @@ class SamplerSteps:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    def takes_variance(self, step: int) -> bool:
+        """Whether a step's noise has the deviation that the model learned, if it did; the last one draws no noise."""
+        return self.min_log_variance is not None and step < len(self) - 1
+
 
 def ddpm_steps(schedule: Schedule) -> SamplerSteps:
     """Return ancestral sampling (DDPM, algorithm 2; learned variance: Nichol and Dhariwal 2021, equation 15).
@@ -243,3 +247,6 @@ def dpm_solver_steps(schedule: Schedule) -> SamplerSteps:
         x0_on_x=1 / signal,
         x0_on_eps=-noise / signal,
     )
+
+
+SAMPLER_STEPS = {"ddpm": ddpm_steps, "ddim": ddim_steps, "dpm-solver++": dpm_solver_steps}

@@ -18,8 +18,9 @@ import paddle
 from paddle_dit.checkpoint import load_weights
 from paddle_dit.config import DiTConfig
 from paddle_dit.conversion.facebook import config_from_facebook, from_facebook
-from paddle_dit.diffusion.guidance import can_guide, guided
+from paddle_dit.diffusion.guidance import guided
 from paddle_dit.diffusion.objective import GaussianDiffusion
+from paddle_dit.diffusion.options import can_guide
 from paddle_dit.diffusion.samplers import ddim, ddpm
 from paddle_dit.diffusion.schedule import NUM_TRAIN_TIMESTEPS, Schedule
 from paddle_dit.errors import ConfigError, DataError

@@ -12,12 +12,13 @@ import numpy as np
 
 from paddle_dit.data.digits import DIGIT_NAMES, DIGITS_VAE_FOLDER, as_digits, enlarge, load_digits
 from paddle_dit.data.store import StoreWriter
+from paddle_dit.diffusion.options import SamplingOptions
 from paddle_dit.errors import ConfigError, PaddleDiTError
 from paddle_dit.evaluation.digit_features import digit_figures
 from paddle_dit.evaluation.digits import Verdict, judge
 from paddle_dit.evaluation.metrics import NEIGHBOUR
 from paddle_dit.files import write_json
-from paddle_dit.generation import SamplingOptions, draw_images, load_generator
+from paddle_dit.generation import draw_images, load_generator
 from paddle_dit.models.vae import encode, load_vae
 from paddle_dit.pictures import labelled_grid, log_lines, loss_curve
 from paddle_dit.training.monitor import LOG

@@ -13,7 +13,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from paddle_dit.config import DiTConfig
-from paddle_dit.models.fused import Linear, add_gated, modulated_norm
+from paddle_dit.models.fused import Linear, add_gated, along_tokens, modulated_norm
 from paddle_dit.models.refit import FREQUENCIES
 from paddle_dit.positions import sincos_position_table
 
@@ -126,9 +126,14 @@ class DiTBlock(nn.Layer):
 
     def forward(self, x, conditioning):
         """Map tokens ``[N, T, D]`` and ``conditioning [N, D]`` to tokens ``[N, T, D]``."""
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(conditioning).chunk(
-            6, -1
-        )
+        return self.modulated(x, self.adaLN_modulation(conditioning))
+
+    def modulated(self, x, modulation):
+        """Map tokens ``[N, T, D]`` to tokens ``[N, T, D]``, given what the conditioning makes of the block.
+
+        ``modulation`` is ``[N, 6 * D]``: shift, scale and gate of the attention, then of the MLP.
+        """
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, -1)
         x = add_gated(x, self.attn(modulated_norm(x, shift_msa, scale_msa, self.norm_eps)), gate_msa)
         return add_gated(x, self.mlp(modulated_norm(x, shift_mlp, scale_mlp, self.norm_eps)), gate_mlp)
 
@@ -144,7 +149,11 @@ class FinalLayer(nn.Layer):
 
     def forward(self, x, conditioning):
         """Map tokens ``[N, T, D]`` to patches ``[N, T, p * p * out_channels]``."""
-        shift, scale = self.adaLN_modulation(conditioning).chunk(2, -1)
+        return self.modulated(x, self.adaLN_modulation(conditioning))
+
+    def modulated(self, x, modulation):
+        """Map tokens ``[N, T, D]`` to patches, given shift and scale, ``modulation [N, 2 * D]``."""
+        shift, scale = modulation.chunk(2, -1)
         return self.linear(modulated_norm(x, shift, scale, self.norm_eps))
 
 
@@ -203,12 +212,16 @@ class DiT(nn.Layer):
             raise ValueError(
                 f"latents are {list(x.shape)}, this model takes [N, {str(self.config.sample_shape)[1:-1]}]"
             )
-        x = self.x_embedder(x)  # (N, T, D)
-        x = x + self.pos_embed.astype(x.dtype).expand_as(x)
+        x = self.embed(x)  # (N, T, D)
         conditioning = self.t_embedder(timesteps) + self.y_embedder(class_labels)  # (N, D)
         for index, block in enumerate(self.blocks):
             x = self._run_block(index, block, x, conditioning)  # (N, T, D)
         return self.unpatchify(self.final_layer(x, conditioning))  # (N, out_channels, H, W)
+
+    def embed(self, x):
+        """Map latents ``[N, C, H, W]`` to tokens at their positions, ``[N, T, D]``."""
+        x = self.x_embedder(x)
+        return x + along_tokens(self.pos_embed.astype(x.dtype), x)
 
     def _run_block(self, index: int, block: DiTBlock, x, conditioning):
         # Without an input that needs a gradient, Paddle's recompute would give a block's own weights none either.

@@ -58,7 +58,7 @@ def modulated_norm(x, shift, scale, epsilon: float):
     if _by_hand(x, shift, scale):
         return _ModulatedNorm.apply(x, shift, scale, epsilon)
     normed, gain = _wide(F.layer_norm(x, x.shape[-1], epsilon=epsilon)), 1 + _wide(scale)
-    out = normed * gain.unsqueeze(1).expand_as(x) + _wide(shift).unsqueeze(1).expand_as(x)
+    out = normed * along_tokens(gain, x) + along_tokens(_wide(shift), x)
     return out if out.dtype == x.dtype else out.astype(x.dtype)
 
 
@@ -87,7 +87,7 @@ def add_gated(x, branch, gate):
     """Return ``x + gate * branch`` for ``x`` and ``branch [N, T, D]``, ``gate [N, D]``."""
     if _by_hand(x, branch, gate):
         return _AddGated.apply(x, branch, gate)
-    return x + branch * gate.unsqueeze(1).expand_as(x)
+    return x + branch * along_tokens(gate, x)
 
 
 class _AddGated(PyLayer):
@@ -100,6 +100,16 @@ class _AddGated(PyLayer):
     def backward(ctx, grad):
         branch, gate = ctx.saved_tensor()
         return grad, grad * _to_tokens(gate.unsqueeze(1), grad), _sum_tokens(grad * branch)
+
+
+def along_tokens(values, x):
+    """Return ``values [N, D]``, or ``[1, T, D]``, in a shape that multiplies ``x [N, T, D]``.
+
+    Expanded first, where the operation runs at once: Paddle's CPU kernels are slow at broadcast products. A program
+    that is traced for export leaves it out, because ONNX has no such operation for a batch of unknown size.
+    """
+    values = values if values.ndim == 3 else values.unsqueeze(1)
+    return values.expand_as(x) if paddle.in_dynamic_mode() else values
 
 
 def _wide(x):

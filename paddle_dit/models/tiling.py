@@ -6,6 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+# In the middle of a decoder every place attends to every other, so its memory grows with the fourth power of the side:
+# one score for each pair is 1 GiB at 128 x 128 latents (1024 pixels at the usual factor of 8), 16 GiB at 256 x 256.
+# Up to here an image is decoded whole, as the VAE was trained: attention and GroupNorm then see all of it.
+LARGEST_TILE = 128
+
 
 def cut(size: int, largest: int) -> list[tuple[int, int]]:
     """Cut a line into the fewest pieces, all of one length, of which neighbours overlap.
@@ -66,3 +71,28 @@ def decode_tiles(decode: Callable, latents, largest: int, factor: int) -> np.nda
             place = (..., slice(top * factor, bottom * factor), slice(left * factor, right * factor))
             whole[place] += tile * down[:, None] * across
     return whole
+
+
+def decode_batches(
+    decode: Callable, latents: np.ndarray, *, scaling_factor: float, factor: int, batch_size: int, tile: int
+) -> np.ndarray:
+    """Turn latents into pixels, batch by batch, and tile by tile where they are larger than a tile.
+
+    Args:
+        decode: turns float32 ``[n, C, h, w]``, as the VAE made them, into float32 ``[n, 3, factor * h, factor * w]``.
+        latents: float32 ``[N, C, h, w]``, N > 0, scaled as a model was trained on them.
+        scaling_factor: by which they were multiplied.
+        factor: by which ``decode`` enlarges.
+        batch_size: latents decoded at once, if they are no larger than a tile; else it is one by one.
+        tile: side of a tile, in latents, at most.
+
+    Returns:
+        uint8 ``[N, H, W, 3]``, ``127.5 x + 128`` clamped to 0 .. 255, as the paper's evaluation rounds.
+    """
+    batch_size = batch_size if max(latents.shape[2:]) <= tile else 1
+    images = []
+    for start in range(0, len(latents), batch_size):
+        pixels = decode_tiles(decode, latents[start : start + batch_size] / np.float32(scaling_factor), tile, factor)
+        pixels = np.clip(pixels * np.float32(127.5) + np.float32(128), 0, 255)
+        images.append(pixels.transpose(0, 2, 3, 1).astype(np.uint8))  # (n, H, W, 3)
+    return np.concatenate(images)

@@ -12,7 +12,7 @@ from paddle_dit.checkpoint import load_weights
 from paddle_dit.errors import ConfigError, ConversionError
 from paddle_dit.files import sha256
 from paddle_dit.half_precision import GuardedPrecision
-from paddle_dit.models.tiling import decode_tiles
+from paddle_dit.models.tiling import LARGEST_TILE, decode_batches
 from paddle_dit.models.vae_files import (
     check_scaling_factor,
     find_place,
@@ -22,10 +22,6 @@ from paddle_dit.models.vae_files import (
 )
 from paddle_dit.models.vae_weights import read_vae_weights, weights_file
 
-# In the middle of a decoder every place attends to every other, so its memory grows with the fourth power of the side:
-# one score for each pair is 1 GiB at 128 x 128 latents (1024 pixels at the usual factor of 8), 16 GiB at 256 x 256.
-# Up to here an image is decoded whole, as the VAE was trained: attention and GroupNorm then see all of it.
-LARGEST_TILE = 128
 OVERRIDDEN = "config_scaling_factor"  # in what data and models keep of a VAE: the factor that was not used
 _LOG_VARIANCES = (-30.0, 20.0)  # AutoencoderKL clamps them so
 
@@ -200,18 +196,19 @@ def decode(
 
     latents, precision = np.asarray(latents, dtype=np.float32), precision or GuardedPrecision()
     check_fits(vae, latents.shape[1])
-    batch_size = batch_size if max(latents.shape[2:]) <= tile else 1
 
-    def decode_part(part) -> np.ndarray:
+    def decode_part(part: np.ndarray) -> np.ndarray:
+        part = paddle.to_tensor(part)
         return precision.compute(lambda: vae.decode(part).sample).numpy()
 
-    images = []
-    for start in range(0, len(latents), batch_size):
-        batch = paddle.to_tensor(latents[start : start + batch_size]) / vae.config.scaling_factor
-        pixels = decode_tiles(decode_part, batch, tile, factor_of(vae))
-        pixels = np.clip(pixels * np.float32(127.5) + np.float32(128), 0, 255)
-        images.append(pixels.transpose(0, 2, 3, 1).astype(np.uint8))  # (n, H, W, 3)
-    return np.concatenate(images)
+    return decode_batches(
+        decode_part,
+        latents,
+        scaling_factor=vae.config.scaling_factor,
+        factor=factor_of(vae),
+        batch_size=batch_size,
+        tile=tile,
+    )
 
 
 def normalized(pixels: np.ndarray):

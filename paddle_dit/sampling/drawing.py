@@ -7,7 +7,8 @@ from pathlib import Path
 
 from paddle_dit.checkpoint import fingerprint
 from paddle_dit.conversion.sources import pinned
-from paddle_dit.generation import Generator, SamplingOptions, load_generator
+from paddle_dit.diffusion.options import SamplingOptions
+from paddle_dit.generation import Generator, load_generator
 from paddle_dit.half_precision import check_precision
 from paddle_dit.models.vae import factor_of
 from paddle_dit.runtime import choose_device, environment, has_gpu, peak_rss

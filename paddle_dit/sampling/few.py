@@ -30,7 +30,7 @@ def draw_few(options: SampleOptions, former: dict, report: Callable[[str], None]
     drawing = Drawing.open(options, options.batch_size)
     _compare(former, drawing.record, options, report)
     source, first = drawing.source, options.first_index
-    labels = source.resolve(options.class_labels) if options.class_labels else source.default_labels()
+    labels = source.classes.resolve(options.class_labels) if options.class_labels else source.classes.default_labels()
     started = time.perf_counter()
     images = draw_images(source, labels, drawing.sampling, options.batch_size, first)
     seconds = time.perf_counter() - started
@@ -38,7 +38,7 @@ def draw_few(options: SampleOptions, former: dict, report: Callable[[str], None]
     kept = again or list(range(len(labels)))
     records = [drawing.record_of(position, labels, first) for position in kept]
     whole = {**drawing.record, "first_index": first, "class_labels": labels}
-    captions = [source.name_of(labels[position]) for position in kept]
+    captions = [source.classes.name_of(labels[position]) for position in kept]
     grid = save_images(folder, images[kept], captions, records[0] if again else whole, records)
     report(closing_line(grid, len(images), seconds))
 

@@ -13,10 +13,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from paddle_dit.config import ModelInfo
-from paddle_dit.diffusion.guidance import can_guide
+from paddle_dit.conversion.loading import known_names
+from paddle_dit.data.classes import Classes
+from paddle_dit.diffusion.options import SamplingOptions, can_guide
 from paddle_dit.errors import ConfigError, PaddleDiTError
 from paddle_dit.files import replace_file
-from paddle_dit.generation import Generator, Predictor, SamplingOptions, generate_latents
+from paddle_dit.generation import Predictor, generate_latents
 from paddle_dit.half_precision import GuardedPrecision
 from paddle_dit.models.vae import decode
 from paddle_dit.pictures import labelled_grid, stacked
@@ -39,7 +41,7 @@ class PreviewOptions:
     Attributes:
         num_inference_steps: DDIM steps, 1 to 1000.
         guidance_scales: a row of images for each; 1 is no guidance.
-        num_images: images of each row; they take the classes of :meth:`Generator.default_labels` in turn.
+        num_images: images of each row; they take the classes of :meth:`Classes.default_labels` in turn.
         seed: of the noises, 0 to 2**56 - 1.
         vae: folder or hub name of the VAE; by default the one that made the training latents.
         precision: what the VAE decodes in: "fp32", or on a GPU "bf16" or "fp16".
@@ -95,7 +97,7 @@ class SamplingPreview:
     ):
         self.info, self.options, self.ranks = info, options, ranks
         self._folder, self._add_image, self._give_up = folder / FOLDER, add_image, give_up
-        self._names = Generator(None, None, info)  # labels and names need neither model nor VAE
+        self._names = Classes(info.config.num_classes, known_names(info))
         labels = self._names.default_labels()
         self.class_labels = [labels[index % len(labels)] for index in range(options.num_images)]
         asked = tuple(dict.fromkeys(map(float, options.guidance_scales)))

@@ -4,7 +4,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_dit.diffusion.guidance import can_guide, guided
+from paddle_dit.diffusion.guidance import guided
+from paddle_dit.diffusion.options import can_guide
 from paddle_dit.errors import ConfigError
 
 

@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from paddle_dit.config import DiTConfig, ModelInfo
+from paddle_dit.data.classes import PAPER_CLASSES
 from paddle_dit.data.digits import DIGIT_NAMES
+from paddle_dit.diffusion.options import SamplingOptions
 from paddle_dit.errors import ConfigError
-from paddle_dit.generation import PAPER_CLASSES, SamplingOptions, generate_latents
+from paddle_dit.generation import generate_latents
 from paddle_dit.models.dit import DiT
 from paddle_dit.models.vae import decode, load_vae
 from paddle_dit.pictures import labelled_grid, stacked

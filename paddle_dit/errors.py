@@ -56,6 +56,10 @@ class NonFiniteLossError(PaddleDiTError):
         return f"the {'loss' if self.positions else 'gradient'} is not finite at step {self.step}"
 
 
+class GenerationError(PaddleDiTError):
+    """What was drawn is no image."""
+
+
 class ConversionError(PaddleDiTError):
     """Weights that cannot be converted exactly."""
 

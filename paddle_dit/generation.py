@@ -169,6 +169,7 @@ def draw_batches(
 
     Raises:
         ConfigError: as :func:`generate_latents`.
+        GenerationError: what was drawn is no image.
     """
     for start in range(0, len(class_labels), batch_size):
         labels = class_labels[start : start + batch_size]

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from paddle_dit.errors import ConfigError
 from paddle_dit.files import check_writable, read_json, write_json
+from paddle_dit.folder_lock import LOCK, FolderLock
 
 DEFAULT_FOLDER = Path("outputs/samples")
 RECORD = "samples.json"
@@ -65,25 +67,47 @@ def _fit(caption: str, font, width: int) -> str:
     return f"{caption}…"
 
 
-def choose_folder(output: Path | None, overwrite: bool) -> Path:
-    """Return the folder for a set of images; called before they are drawn.
+@contextmanager
+def hold_folder(output: Path | None, overwrite: bool) -> Iterator[Path]:
+    """Have a folder for a set of images, from before they are drawn until they have been written.
 
     Args:
-        output: the folder asked for, or None: then ``outputs/samples``, with -2, -3, ... where an earlier set is there.
+        output: the folder asked for, or None: then ``outputs/samples``, with -2, -3, ... where an earlier set is there
+            or another process is about to write one.
         overwrite: an earlier set may be replaced.
 
     Raises:
-        ConfigError: the folder cannot be written, or holds an earlier set that may not be replaced.
+        ConfigError: the folder cannot be written, is in use, or holds an earlier set that may not be replaced.
     """
-    folder = output or DEFAULT_FOLDER
-    number = 1
-    while output is None and not overwrite and earlier_set(folder):
+    folder, lock = _claim(output, overwrite)
+    try:
+        yield folder
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):
+            folder.rmdir()  # where nothing was written
+
+
+def _claim(output: Path | None, overwrite: bool) -> tuple[Path, FolderLock]:
+    number, names_one = 0, output is not None or overwrite
+    while True:
         number += 1
-        folder = DEFAULT_FOLDER.with_name(f"{DEFAULT_FOLDER.name}-{number}")
-    check_writable(folder, "--output")
-    if not overwrite and earlier_set(folder):
-        raise ConfigError(f"{folder} holds an earlier set of images; choose another --output or pass --overwrite")
-    return folder
+        folder = output or DEFAULT_FOLDER.with_name(DEFAULT_FOLDER.name + (f"-{number}" if number > 1 else ""))
+        check_writable(folder, "--output")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FolderLock(folder, "--output")
+        except ConfigError:
+            if names_one:
+                raise
+            continue
+        if overwrite or not earlier_set(folder):
+            return folder, lock
+        (folder / LOCK).unlink()
+        lock.release()
+        if names_one:
+            raise ConfigError(f"{folder} holds an earlier set of images; choose another --output or pass --overwrite")
 
 
 def earlier_set(folder: Path) -> list[Path]:
@@ -99,13 +123,12 @@ def save_images(
     An earlier set in the folder is removed first, so that none of its images stays among the new ones.
 
     Args:
-        folder: made if need be.
+        folder: of :func:`hold_folder`.
         images: uint8 ``[N, H, W, 3]``.
         captions: one per image, for the grid.
         record: how they were drawn, for the JSON.
         records: the same of each image, for its PNG, which is named by its number, ``index``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for path in earlier_set(folder):
         path.unlink()
     for image, own in zip(images, records, strict=True):

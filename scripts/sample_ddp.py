@@ -31,7 +31,9 @@ def _draw(job, stop) -> None:
         if not job.is_main:
             job.run(stop=stop)
             return
-        if job.done:
+        if job.done == job.total:
+            print(f"{job.work.folder}: all {job.total:,} images are there, as they were written", flush=True)
+        elif job.done:
             print(f"{job.done:,} of {job.total:,} images are done already", flush=True)
         with image_bar(job.total, job.done) as bar:
             job.run(bar.update, stop)

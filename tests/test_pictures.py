@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from paddle_dit.errors import ConfigError
-from paddle_dit.pictures import choose_folder, labelled_grid, read_record, save_images, stacked, write_png
+from paddle_dit.pictures import hold_folder, labelled_grid, read_record, save_images, stacked, write_png
 
 
 def halves(height, width):
@@ -55,32 +55,54 @@ def test_small_images_are_enlarged_in_the_grid_alone(tmp_path):
 def test_the_folder_is_new_each_time_unless_it_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("samples", "samples-2", "samples-3"):
-        folder = choose_folder(None, overwrite=False)
-        assert folder.as_posix() == f"outputs/{name}"
-        save(folder, 1)
-    assert choose_folder(None, overwrite=True).as_posix() == "outputs/samples"
-    with pytest.raises(ConfigError, match=r"samples-2 holds an earlier set.*--overwrite"):
-        choose_folder(tmp_path / "outputs" / "samples-2", overwrite=False)
+        with hold_folder(None, overwrite=False) as folder:
+            assert folder.as_posix() == f"outputs/{name}"
+            save(folder, 1)
+    with hold_folder(None, overwrite=True) as folder:
+        assert folder.as_posix() == "outputs/samples"
+    with (
+        pytest.raises(ConfigError, match=r"samples-2 holds an earlier set.*--overwrite"),
+        hold_folder(tmp_path / "outputs" / "samples-2", overwrite=False),
+    ):
+        pass
+
+
+def test_a_folder_that_another_process_is_about_to_fill_is_not_shared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with hold_folder(None, overwrite=False) as first:
+        with hold_folder(None, overwrite=False) as second:
+            assert (first.name, second.name) == ("samples", "samples-2")
+        for output, overwrite in ((first, False), (first, True), (None, True)):
+            with pytest.raises(ConfigError, match="samples is in use by process"), hold_folder(output, overwrite):
+                pass
+        save(first, 1)
+    assert sorted(path.name for path in first.iterdir()) == ["000000.png", "grid.png", "samples.json"]
+    assert not second.exists(), "nothing was written into it"
 
 
 @pytest.mark.parametrize("left", ["000003.png", "samples.json", "grid.png", "samples.npz"])
 def test_what_is_left_of_a_set_counts(tmp_path, left):
     (tmp_path / left).touch()
-    with pytest.raises(ConfigError, match="earlier set"):
-        choose_folder(tmp_path, overwrite=False)
+    with pytest.raises(ConfigError, match="earlier set"), hold_folder(tmp_path, overwrite=False):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [left]
 
 
 def test_overwriting_removes_the_earlier_set_and_nothing_else(tmp_path):
     save(tmp_path, 3)
     (tmp_path / "notes.png").touch()
-    save(choose_folder(tmp_path, overwrite=True), 1)
+    with hold_folder(tmp_path, overwrite=True) as folder:
+        save(folder, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.png", "grid.png", "notes.png", "samples.json"]
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"--output .*file is a file"):
-        choose_folder(tmp_path / "file" / "samples", overwrite=False)
+    with (
+        pytest.raises(ConfigError, match=r"--output .*file is a file"),
+        hold_folder(tmp_path / "file" / "samples", overwrite=False),
+    ):
+        pass
 
 
 def test_every_file_of_a_set_says_how_it_was_drawn(tmp_path):

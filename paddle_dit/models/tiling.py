@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from paddle_dit.errors import GenerationError
+
 # In the middle of a decoder every place attends to every other, so its memory grows with the fourth power of the side:
 # one score for each pair is 1 GiB at 128 x 128 latents (1024 pixels at the usual factor of 8), 16 GiB at 256 x 256.
 # Up to here an image is decoded whole, as the VAE was trained: attention and GroupNorm then see all of it.
@@ -88,11 +90,20 @@ def decode_batches(
 
     Returns:
         uint8 ``[N, H, W, 3]``, ``127.5 x + 128`` clamped to 0 .. 255, as the paper's evaluation rounds.
+
+    Raises:
+        GenerationError: pixels are NaN or infinite.
     """
     batch_size = batch_size if max(latents.shape[2:]) <= tile else 1
     images = []
     for start in range(0, len(latents), batch_size):
         pixels = decode_tiles(decode, latents[start : start + batch_size] / np.float32(scaling_factor), tile, factor)
+        if not np.isfinite(pixels).all():  # which would become black
+            largest = np.abs(latents[start : start + batch_size]).max()
+            raise GenerationError(
+                f"a drawn image came out NaN or infinite; its latents reach {largest:.3g}, and a few units are usual: "
+                "lower the guidance scale, use fp32, or check the weights"
+            )
         pixels = np.clip(pixels * np.float32(127.5) + np.float32(128), 0, 255)
         images.append(pixels.transpose(0, 2, 3, 1).astype(np.uint8))  # (n, H, W, 3)
     return np.concatenate(images)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paddle_dit.checkpoint import fingerprint
 from paddle_dit.conversion.sources import pinned
-from paddle_dit.diffusion.options import SamplingOptions
+from paddle_dit.diffusion.options import SamplingOptions, check_guidance
 from paddle_dit.generation import Generator, load_generator
 from paddle_dit.half_precision import check_precision
 from paddle_dit.models.vae import factor_of
@@ -49,6 +49,7 @@ class Drawing:
         config = source.info.config
         options.check_model(config, factor)
         sampling = asked.for_model(config)
+        check_guidance(config, sampling.guidance_scale, sampling.guidance_channels, sampling.guidance_interval)
         record = {
             "format": "paddle_dit images",
             "model": str(path),

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from paddle_dit.errors import ConfigError
 from paddle_dit.generation import draw_images
-from paddle_dit.pictures import choose_folder, save_images
+from paddle_dit.pictures import hold_folder, save_images
 from paddle_dit.sampling.drawing import Drawing, closing_line
 from paddle_dit.sampling.options import SampleOptions
 
@@ -26,20 +27,27 @@ def draw_few(options: SampleOptions, former: dict, report: Callable[[str], None]
         CheckpointError, ConversionError: weights or VAE that are missing, damaged or cannot be read.
     """
     options.check()
-    folder = choose_folder(options.output, options.overwrite)
-    drawing = Drawing.open(options, options.batch_size)
-    _compare(former, drawing.record, options, report)
-    source, first = drawing.source, options.first_index
-    labels = source.classes.resolve(options.class_labels) if options.class_labels else source.classes.default_labels()
+    with hold_folder(options.output, options.overwrite) as folder:
+        drawing = Drawing.open(options, options.batch_size)
+        _compare(former, drawing.record, options, report)
+        _draw(folder, drawing, options, former.get("index"), report)
+
+
+def _draw(
+    folder: Path, drawing: Drawing, options: SampleOptions, again: int | None, report: Callable[[str], None]
+) -> None:
+    """Draw all images, and write them, or of those that are drawn again the one of this number."""
+    classes, first = drawing.source.classes, options.first_index
+    labels = classes.resolve(options.class_labels) if options.class_labels else classes.default_labels()
     started = time.perf_counter()
-    images = draw_images(source, labels, drawing.sampling, options.batch_size, first)
+    images = draw_images(drawing.source, labels, drawing.sampling, options.batch_size, first)
     seconds = time.perf_counter() - started
-    again = [position for position in range(len(labels)) if first + position == former.get("index")]
-    kept = again or list(range(len(labels)))
+    one = [position for position in range(len(labels)) if first + position == again]
+    kept = one or list(range(len(labels)))
     records = [drawing.record_of(position, labels, first) for position in kept]
     whole = {**drawing.record, "first_index": first, "class_labels": labels}
-    captions = [source.classes.name_of(labels[position]) for position in kept]
-    grid = save_images(folder, images[kept], captions, records[0] if again else whole, records)
+    captions = [classes.name_of(labels[position]) for position in kept]
+    grid = save_images(folder, images[kept], captions, records[0] if one else whole, records)
     report(closing_line(grid, len(images), seconds))
 
 

@@ -25,7 +25,7 @@ from paddle_dit.sampling.npz import write_npz
 
 PARTS, NPZ = ".parts", "samples.npz"
 _FILLED_IN = ("complete", "parts", "npz")  # of the record, at the end
-_ELSEWHERE = ("model", "vae")  # where weights lie; what they are, their hashes say
+_ELSEWHERE = ("model", "vae", "output_format")  # where weights lie (what they are, their hashes say), and what is kept
 _MEND = "choose another --sample-dir, or remove it"
 
 
@@ -60,7 +60,7 @@ class SampleFolder:
         return range(number * size, min((number + 1) * size, len(self._labels)))
 
     def is_whole(self) -> bool:
-        """Say whether the whole set is there already, as far as names and sizes tell.
+        """Say whether the whole set is there already, as it was written.
 
         Raises:
             DataError: a set of other settings is.
@@ -70,13 +70,11 @@ class SampleFolder:
             return False
         self._check_same(former)
         try:
-            if self._has_npz and (self.folder / NPZ).stat().st_size != former["npz"]["bytes"]:
+            if self._has_npz and describe(self.folder / NPZ) != former["npz"]:
                 return False
-            return not self._keeps_png or all(
-                sum(path.stat().st_size for path in self._images(number)) == part["bytes"]
-                for number, part in enumerate(former["parts"])
-            )
-        except (OSError, KeyError, TypeError):
+            parts = range(self.num_parts if self._keeps_png else 0)
+            return all(self._describe(number) == former["parts"][number] for number in parts)
+        except (OSError, KeyError, IndexError, TypeError):
             return False
 
     def begin(self) -> bool:
@@ -85,10 +83,10 @@ class SampleFolder:
         Raises:
             DataError: it holds samples of other settings or of none, or cannot be written.
         """
-        former = self._former()
-        if former:
+        former, left = self._former(), [path for path in earlier_set(self.folder) if path.name != RECORD]
+        if former and (left or any(self.sidecars())):
             self._check_same(former)
-        elif (self.folder / RECORD).exists() or earlier_set(self.folder):
+        elif left or (not former and (self.folder / RECORD).exists()):
             raise DataError(f"{self.folder} holds samples of which no {RECORD} says how they were drawn; {_MEND}")
         self._check_space()
         (self.folder / PARTS).mkdir(exist_ok=True)
@@ -106,8 +104,8 @@ class SampleFolder:
 
     def sidecars(self) -> Iterator[tuple[int, Path]]:
         """Yield number and path of the file that is there once a part is finished."""
-        for path in sorted((self.folder / PARTS).glob("*.json")):
-            yield int(path.stem), path
+        named = {int(path.stem): path for path in (self.folder / PARTS).glob("*.json") if path.stem.isdecimal()}
+        yield from sorted(named.items())
 
     def write_part(self, number: int, images: np.ndarray, records: Sequence[dict]) -> None:
         """Write a part; when this returns it is finished, and a kill before leaves it unfinished.
@@ -137,6 +135,8 @@ class SampleFolder:
             DataError: an image cannot be read.
         """
         parts = [read_signed(path) for _, path in self.sidecars()]
+        if len(parts) != self.num_parts or None in parts:
+            raise DataError(f"{self.folder / PARTS} has been damaged since it was written; run the same command again")
         record = {**self._settings, "complete": True}
         record["parts"] = [{key: part[key] for key in ("bytes", "sha256_of_images")} for part in parts]
         if self._has_npz:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import paddle
 
-from paddle_dit.diffusion.guidance import can_guide
+from paddle_dit.diffusion.options import SamplingOptions, can_guide
 from paddle_dit.errors import ConfigError, DataError, PaddleDiTError
-from paddle_dit.generation import Predictor, SamplingOptions, generate_latents, image_bar
+from paddle_dit.generation import Predictor, generate_latents, image_bar
 from paddle_dit.half_precision import GuardedPrecision
 from paddle_dit.models.vae import decode, factor_of
 from paddle_dit.sampling.many import labels_of

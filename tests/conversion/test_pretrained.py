@@ -23,7 +23,7 @@ def test_a_model_is_saved_and_comes_back(tiny_config, tmp_path):
     assert not back.training
     for name, tensor in model.state_dict().items():
         assert np.array_equal(back.state_dict()[name].numpy(), tensor.numpy())
-    assert load_generator(tmp_path / "mine").name_of(3) == "three"  # what sample.py draws with
+    assert load_generator(tmp_path / "mine").classes.name_of(3) == "three"  # what sample.py draws with
 
 
 def test_saving_again_replaces_only_what_was_saved(tiny_config, tmp_path):

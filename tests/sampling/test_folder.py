@@ -98,20 +98,21 @@ def test_a_damaged_part_is_not_finished(tmp_path, damage):
     assert work.finished() == {0, 2}
 
 
-@pytest.mark.parametrize("damage", ["an image is cut", "the npz is cut", "the npz is gone"])
-def test_a_complete_set_that_lost_something_is_mended(tmp_path, damage):
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+@pytest.mark.parametrize("name", ["000004.png", NPZ])
+def test_a_complete_set_that_lost_something_is_mended(tmp_path, name, damage):
     work = make(tmp_path / "set")
     before = contents(work.folder)
-    path = work.folder / ("000004.png" if damage == "an image is cut" else NPZ)
-    if damage == "the npz is gone":
+    path = work.folder / name
+    if damage == "gone":
         path.unlink()
     else:
-        path.write_bytes(path.read_bytes()[:-1])
+        path.write_bytes(before[name][:-1] + (b"x" if damage == "changed" else b""))
     again = sample_folder(work.folder)
     assert not again.is_whole()
     again.begin()
     missing = set(range(3)) - again.finished()
-    assert missing == ({1} if damage == "an image is cut" else set())
+    assert missing == (set() if name == NPZ else {1})
     write_parts(again, missing)
     again.finish()
     again.clean()
@@ -147,6 +148,42 @@ def test_samples_of_other_settings_are_refused_and_left_alone(tmp_path, change, 
         other.is_whole() or other.begin()
     assert contents(work.folder) == before
     assert other.name != work.name
+
+
+def test_settings_of_which_nothing_was_drawn_bind_no_one(tmp_path):
+    sample_folder(tmp_path).begin()
+    make(tmp_path, seed=1)
+    assert read_record(tmp_path / "samples.json")["seed"] == 1
+
+
+@pytest.mark.parametrize(("first", "then"), [("png", "both"), ("png", "npz"), ("both", "npz")])
+def test_a_set_of_images_becomes_another_format_without_drawing(tmp_path, first, then):
+    work, other = make(tmp_path / "set", output_format=first), make(tmp_path / "other", output_format=then)
+    again = sample_folder(work.folder, output_format=then)
+    if not again.is_whole():
+        again.begin()
+        assert again.finished() == {0, 1, 2}
+        again.finish()
+    again.clean()
+    assert contents(work.folder).keys() == contents(other.folder).keys()
+    assert (work.folder / NPZ).read_bytes() == (other.folder / NPZ).read_bytes()
+
+
+def test_parts_are_taken_in_the_order_of_their_numbers(tmp_path):
+    (tmp_path / PARTS).mkdir()
+    for number in (100_000, 99_999, 7):
+        (tmp_path / PARTS / f"{number:05d}.json").touch()
+    (tmp_path / PARTS / "notes.json").touch()
+    assert [number for number, _ in sample_folder(tmp_path).sidecars()] == [7, 99_999, 100_000]
+
+
+def test_a_sidecar_that_is_gone_at_the_end_is_told(tmp_path):
+    work = sample_folder(tmp_path)
+    work.begin()
+    write_parts(work, range(3))
+    (tmp_path / PARTS / "00001.json").write_text("{")
+    with pytest.raises(DataError, match=r"damaged since it was written; run the same command again"):
+        work.finish()
 
 
 def test_weights_may_lie_elsewhere(tmp_path):

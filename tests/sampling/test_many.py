@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from paddle_dit.config import DiTConfig
-from paddle_dit.errors import ConfigError, DataError
+from paddle_dit.errors import ConfigError, DataError, GenerationError
 from paddle_dit.generation import SamplingOptions, draw_images, load_generator
 from paddle_dit.meeting import Place, StoppedError
 from paddle_dit.sampling.many import ManyImages, labels_of
@@ -105,7 +105,6 @@ def test_another_rank_takes_other_batches_and_rank_0_finishes(run_folder, tmp_pa
         ({"labels": "balanced"}, "labels was 'uniform', now 'balanced'"),
         ({"guidance_scale": 2.0}, "guidance_scale was 1.5, now 2.0"),
         ({"num_fid_samples": 12}, "num_samples was 11, now 12"),
-        ({"output_format": "png"}, "output_format was 'both', now 'png'"),
     ],
 )
 def test_a_folder_of_other_settings_is_refused(run_folder, tmp_path, change, told):
@@ -114,6 +113,19 @@ def test_a_folder_of_other_settings_is_refused(run_folder, tmp_path, change, tol
     with pytest.raises(DataError, match=told):
         draw(run_folder, tmp_path / "set", **change)
     assert contents(tmp_path / "set") == before
+
+
+@pytest.mark.parametrize("change", [{"guidance_scale": 0.5}, {"guidance_channels": 9}, {"guidance_interval": (5, 5)}])
+def test_guidance_that_cannot_be_is_refused_before_the_folder_is_claimed(run_folder, tmp_path, change):
+    with pytest.raises(ConfigError, match="guidance_"):
+        draw(run_folder, tmp_path / "set", **change)
+    assert not (tmp_path / "set").exists()
+
+
+def test_images_that_come_out_infinite_are_an_error_and_not_black(run_folder, tmp_path):
+    with pytest.raises(GenerationError, match=r"came out NaN or infinite; its latents reach .*e\+37.* lower the guid"):
+        draw(run_folder, tmp_path / "set", guidance_scale=1e38)
+    assert not list((tmp_path / "set").glob("*.png"))
 
 
 def test_classes_are_uniform_and_do_not_depend_on_how_many_are_drawn():

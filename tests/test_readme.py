@@ -172,9 +172,17 @@ def test_no_figure_is_left_out(name):
     assert not re.findall(r"@[A-Z_]+@", (ROOT / name).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["README.md", "README_CN.md", "data/README.md"])
+PAGES = [
+    "README.md",
+    "README_CN.md",
+    "data/README.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    local = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    local = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     missing = [link for link in local if not (ROOT / name).parent.joinpath(link).exists()]
     assert not missing

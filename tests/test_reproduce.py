@@ -37,12 +37,14 @@ def test_every_command_is_understood(script, options):
         parse(options, arguments, description="", **({"switches": SWITCHES} if options is ManyOptions else {})).check()
 
 
-def test_the_training_command_can_be_planned(run_command):
-    (arguments,) = commands("train.py")
-    result = run_command("train.py", *arguments, "--cards", "8", "--gpu", "A100", "--dry-run")
+def test_the_training_commands_can_be_planned(run_command):
+    small, large = commands("train.py")
+    result = run_command("train.py", *small, "--cards", "8", "--gpu", "A100", "--dry-run")
     assert result.returncode == 0, result.stderr
     hours = re.search(r"time for 400K steps.*?([\d.]+) hours", result.stdout)[1]
     assert f"| {float(hours):.1f} h |" in PAGE
+    result = run_command("train.py", *large, "--cards", "8", "--dry-run")
+    assert "latents                                        1,281,167 x [4, 64, 64]" in result.stdout, result.stderr
 
 
 def training_days(config, steps, card):

@@ -94,7 +94,7 @@ class Measuring:
 
 def told(statistics: Statistics) -> dict:
     """Return what stored statistics are, for the record."""
-    return {"kind": "stored statistics", **statistics.about, "sha256": statistics.sha256}
+    return {**statistics.about, "kind": "stored statistics", "sha256": statistics.sha256}
 
 
 def _statistics(moments: list[Moments], features: Features, record: dict) -> Statistics:

@@ -42,7 +42,7 @@ def open_set(path: str | Path, crop: int | None = None) -> EvaluationSet:
 
     Args:
         path: the folder or file.
-        crop: as for :class:`~paddle_dit.evaluation.images.FolderImages`.
+        crop: of a folder, as for :class:`~paddle_dit.evaluation.images.FolderImages`; a file is taken as it is.
 
     Raises:
         DataError: it is missing, damaged, or holds neither.
@@ -54,8 +54,6 @@ def open_set(path: str | Path, crop: int | None = None) -> EvaluationSet:
         raise DataError(f"there is no {path}; give a folder of images or an .npz")
     if path.suffix != ".npz":
         raise DataError(f"cannot read {path}; give a folder of images or an .npz")
-    if crop:
-        raise DataError(f"--crop is for folders; {path} holds pixels of one size, make it anew")
     statistics = read_statistics(path) if has_statistics(path) else None
     images = NpzImages(path) if statistics is None or has_images(path) else None
     return EvaluationSet(path.name, images, statistics)
@@ -109,9 +107,9 @@ def measure(
         DataError: the images are damaged, or too few.
     """
     check(found, features)
-    record = {"name": found.name}
     if found.images is None or (found.statistics is not None and not neighbours and not score):
-        return Measured(found.statistics, None, None, record | told(found.statistics))
+        pool = None if found.images is None else np.empty((0, features.sizes[0]), np.float32)
+        return Measured(found.statistics, pool, None, told(found.statistics) | {"name": found.name})
     images, measuring = found.images, Measuring(found.name, len(found.images), features, neighbours, found.statistics)
     for batch in images.batches(batch_size or features.batch_size):
         measuring.add(batch)

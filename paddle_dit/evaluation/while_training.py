@@ -17,6 +17,7 @@ _NEIGHBOURS = 10_000  # images of a side in precision and recall, whose cost eac
 _FLAGS = {  # of scripts/evaluate.py -> of training
     "--features": "--eval-features",
     "with --crop SIZE": "with scripts/evaluate.py --crop SIZE --save-stats FILE.npz, and give that file",
+    "anew with --save-stats": "anew with scripts/evaluate.py --save-stats",
 }
 
 

@@ -82,7 +82,9 @@ def test_images_that_nothing_asks_for_are_not_read(tmp_path, features):
     np.savez(tmp_path / "x.npz", arr_0=real, mu=computed.mu, sigma=computed.sigma)
     seen = []
     found = measure(open_set(tmp_path / "x.npz"), features, neighbours=0, score=False, report=seen.append)
-    assert (seen, found.pool) == ([], None)
+    assert (seen, found.pool.shape) == ([], (0, 64))
+    samples = measure(in_memory(real[:300]), features, neighbours=0)
+    assert not any("precision" in line for line in compare(samples, found, features).warnings)
     found = measure(open_set(tmp_path / "x.npz"), features, neighbours=40, score=False, report=seen.append)
     assert (sum(seen), found.pool.shape) == (1497, (40, 64))
     np.testing.assert_allclose(found.pool[[0, -1]], features(real[[0, -1]]).pool, rtol=1e-5, atol=1e-5)
@@ -126,5 +128,18 @@ def test_what_cannot_be_opened_is_one_line(tmp_path):
         open_set("nowhere")
     with pytest.raises(DataError, match=r"cannot read .*x.txt; give a folder"):
         open_set(tmp_path / "x.txt")
-    with pytest.raises(DataError, match="--crop is for folders"):
-        open_set(tmp_path / "x.npz", crop=16)
+
+
+def test_what_a_file_says_of_itself_names_nothing(features):
+    about = {"name": "another", "kind": "folder", "sha256": "0"}
+    stored = Statistics(np.zeros(64), np.eye(64), None, None, about)
+    found = measure(EvaluationSet("x.npz", None, stored), features).record
+    assert found == {"name": "x.npz", "kind": "stored statistics", "sha256": stored.sha256}
+
+
+def test_cropping_is_for_folders_and_files_are_taken_as_they_are(tmp_path, pictures):
+    np.savez(tmp_path / "x.npz", pictures[:2])
+    (tmp_path / "x").mkdir()
+    Image.fromarray(pictures[0]).save(tmp_path / "x" / "0.png")
+    assert open_set(tmp_path / "x.npz", crop=16).shape == (32, 32, 3)
+    assert open_set(tmp_path / "x", crop=16).shape == (16, 16, 3)

@@ -79,6 +79,9 @@ def test_what_does_not_fit_is_refused_with_the_flags_of_training(tmp_path, pictu
         judge_of(tmp_path / "other.npz")
     with pytest.raises(DataError, match=r"this run holds images of shape \[20, 20, 3\]"):
         judge_of("digits-train").load((20, 20, 3), lambda: None)
+    np.savez(tmp_path / "negative.npz", mu=np.zeros(64), sigma=-np.eye(64))
+    with pytest.raises(DataError, match=r"make the file anew with scripts/evaluate.py --save-stats"):
+        judge_of(tmp_path / "negative.npz")
     (tmp_path / "damaged.npz").write_bytes(b"damaged")
     with pytest.raises(DataError, match="damaged"):
         judge_of(tmp_path / "damaged.npz")

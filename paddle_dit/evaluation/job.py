@@ -32,6 +32,7 @@ def evaluate(options: Options) -> None:
     file = report.choose_file(
         Path("outputs") / options.samples if named else options.samples, options.output, options.overwrite
     )
+    _check_sides(options, samples, reference)
     features = load_features(options.features, options.inception)
     check(samples, features, reference)
     if reference is not None:
@@ -47,9 +48,10 @@ def evaluate(options: Options) -> None:
     if options.save_stats is not None:
         options.save_stats.parent.mkdir(parents=True, exist_ok=True)
         save_statistics(options.save_stats, measured[-1].statistics)
-    found = compare(measured[0], measured[1] if reference else None, features)
-    print(*report.lines(found, measured[0], measured[1] if reference else None, features, drawn), sep="\n")
-    report.write(file, found, measured[0], measured[1] if reference else None, features, drawn)
+    other = measured[1] if reference else None
+    found = compare(measured[0], other, features)
+    print(*report.lines(found, measured[0], other, features, drawn), sep="\n")
+    file = report.write(file, found, measured[0], other, features, drawn, options.overwrite)
     if options.log_to is not None:
         report.log_to(options.log_to, found, report.step_of(drawn) if options.step is None else options.step)
     written = [str(path) for path in (file, options.save_stats, options.log_to) if path is not None]
@@ -85,14 +87,25 @@ def open_named(path: Path, features: str, crop: int | None = None) -> Evaluation
 
     Raises:
         ConfigError: digits are not for other features.
-        DataError: as ``open_set``.
+        DataError: as ``open_set``, or the images are an unfinished set.
     """
     name = str(path)
     if name in DIGIT_SETS and not path.exists():
         if features != "digits":
             raise ConfigError(f"{name} are 8 x 8 digits; add --features digits")
         return EvaluationSet(name, digit_images(name))
-    return open_set(path, crop)
+    found = open_set(path, crop)
+    if found.images is not None:
+        report.check_drawn(path, len(found.images))
+    return found
+
+
+def _check_sides(options: Options, samples: EvaluationSet, reference: EvaluationSet | None) -> None:
+    if reference is None and samples.images is None:
+        raise ConfigError(f"{samples.name} holds statistics alone; give a REFERENCE to compare them with")
+    paths = [path for path in (options.samples, options.reference) if path is not None]
+    if options.crop is not None and not any(path.is_dir() for path in paths):
+        raise ConfigError(f"--crop is for folders, not for {' or '.join(map(str, paths))}; leave it out")
 
 
 def _measure(side: EvaluationSet, features: Features, batch_size: int | None, neighbours: int, score: bool) -> Measured:

@@ -7,6 +7,7 @@ from paddle_dit.errors import ConfigError, DataError
 from paddle_dit.evaluation.features import Features
 from paddle_dit.evaluation.suite import Evaluation, Measured
 from paddle_dit.files import check_writable, read_json, write_json
+from paddle_dit.pictures import RECORD
 from paddle_dit.runtime import environment
 
 FILE = "metrics.json"
@@ -34,22 +35,50 @@ def drawn_with(samples: Path) -> dict:
     Returns:
         Its values without what is said of each image; empty where there is none, or it cannot be read.
     """
-    path = samples / "samples.json" if samples.is_dir() else samples.with_suffix(".json")
-    if not path.is_file():
-        return {}
+    return {key: value for key, value in _record(_record_file(samples)).items() if key not in _OF_EACH}
+
+
+def check_drawn(samples: Path, count: int) -> None:
+    """Refuse a set that ``scripts/sample_ddp.py`` has not finished, or of which images have gone or come since.
+
+    Args:
+        samples: its folder or its ``samples.npz``; anything else passes.
+        count: images that are there.
+
+    Raises:
+        DataError: its ``samples.json`` plans another number of images, or does not say that it is complete.
+    """
+    file = _record_file(samples)
+    record = _record(file) if file.name == RECORD else {}
+    planned, complete = record.get("num_samples"), record.get("complete") is True
+    if planned is None or (complete and count == planned):
+        return
+    state = (
+        f"has other than the {planned} images of its {RECORD}" if complete else f"is unfinished, of {planned} images"
+    )
+    raise DataError(
+        f"{samples} {state}: {count} are there; finish it with the same scripts/sample_ddp.py command, or move the "
+        "images to a folder of their own to measure them as they are"
+    )
+
+
+def _record_file(samples: Path) -> Path:
+    return samples / RECORD if samples.is_dir() else samples.with_suffix(".json")
+
+
+def _record(file: Path) -> dict:
     try:
-        record = read_json(path, DataError)
+        return read_json(file, DataError)
     except DataError:
         return {}
-    return {key: value for key, value in record.items() if key not in _OF_EACH}
 
 
 def choose_file(samples: Path, output: Path | None, overwrite: bool) -> Path:
-    """Return the file for the figures; called before they are computed.
+    """Return the file for the figures, as :func:`write` takes it; called before they are computed.
 
     Args:
         samples: what is evaluated: the file goes into its folder, or for NAME.npz beside it, as NAME.metrics.json.
-        output: the file asked for instead, or None; then an earlier one gets a follower with -2, -3, ...
+        output: the file asked for instead, or None.
         overwrite: an earlier file may be replaced.
 
     Raises:
@@ -59,10 +88,6 @@ def choose_file(samples: Path, output: Path | None, overwrite: bool) -> Path:
     check_writable(file.parent, "--output")
     if file.is_dir() or (output and output.exists() and not overwrite):
         raise ConfigError(f"{file} is there already; choose another --output or pass --overwrite")
-    number, first = 1, file
-    while file.exists() and not overwrite:
-        number += 1
-        file = first.with_stem(f"{first.stem}-{number}")
     return file
 
 
@@ -105,13 +130,40 @@ def write(
     reference: Measured | None,
     features: Features,
     drawn: dict,
-) -> None:
-    """Write the figures and all that they depend on as JSON."""
+    overwrite: bool,
+) -> Path:
+    """Write the figures and all that they depend on as JSON, and return the file.
+
+    It is ``file``, unless that is there and may not be replaced: then a follower with -2, -3, ..., also where another
+    evaluation writes at the same time.
+    """
     figures = {key: {"value": figure.value, "of": figure.meaning} for key, figure in evaluation.figures.items()}
     values = {"figures": figures, "warnings": evaluation.warnings, "samples": samples.record, "drawn_with": drawn}
     values |= {"reference": reference.record if reference else None, "features": features.about}
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, values | {"environment": environment()})
+    values["environment"] = environment()
+    if overwrite:
+        write_json(file, values)
+        return file
+    file = _claim(file)
+    try:
+        write_json(file, values)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    return file
+
+
+def _claim(first: Path) -> Path:
+    """Make an empty file that nobody else has: the first, or a follower."""
+    file, number = first, 1
+    while True:
+        try:
+            file.touch(exist_ok=False)
+            return file
+        except FileExistsError:
+            number += 1
+            file = first.with_stem(f"{first.stem}-{number}")
 
 
 def log_to(folder: Path, evaluation: Evaluation, step: int) -> None:

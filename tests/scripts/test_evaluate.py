@@ -112,6 +112,8 @@ def odd(tmp_path):
     np.savez(tmp_path / "named.npz", images=images)
     np.savez(tmp_path / "nan.npz", mu=np.full(64, np.nan), sigma=np.eye(64))
     np.savez(tmp_path / "others.npz", mu=np.zeros(5), sigma=np.eye(5))
+    np.savez(tmp_path / "samples.npz", images)
+    (tmp_path / "samples.json").write_text('{"num_samples": 20}')
     (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:-99])
     (tmp_path / "empty").mkdir()
     (tmp_path / "there.json").write_text("{}")
@@ -130,6 +132,10 @@ def odd(tmp_path):
         (["grey.npz", "good.npz", "--features", "digits"], "digits are [8, 8]"),
         (["good.npz", "nan.npz", "--features", "digits"], "are NaN or infinite"),
         (["good.npz", "others.npz", "--features", "digits"], "statistics of 5 pool and 0 spatial features, not 64"),
+        (["others.npz"], "others.npz holds statistics alone; give a REFERENCE"),
+        (["good.npz", "good.npz", "--crop", "16"], "--crop is for folders, not for "),
+        (["samples.npz", "good.npz"], "samples.npz is unfinished, of 20 images: 9 are there"),
+        (["good.npz", "samples.npz"], "samples.npz is unfinished"),
         (["good.npz", "good.npz", "--inception", "absent.pth"], "no Inception weights at "),
         (["good.npz", "--features", "digits", "--inception", "good.npz"], "--inception is for --features inception"),
         (["digits-train", "good.npz"], "digits-train are 8 x 8 digits; add --features digits"),
@@ -149,6 +155,14 @@ def test_what_cannot_be_evaluated_is_one_line_and_nothing_is_written(run_command
     assert line.startswith("error: ")
     assert told in line
     assert sorted(odd.rglob("*")) == before
+
+
+def test_cropping_a_folder_goes_with_a_file(run_command, samples, tmp_path):
+    pictures = np.round((enlarge(load_digits("heldout")[0], 16).transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
+    np.savez(tmp_path / "x.npz", pictures)
+    rows = rows_of(run_command(SCRIPT, tmp_path / "x.npz", samples, *DIGITS, "--crop", "16"))
+    assert "300 images 16 x 16" in " ".join(rows["reference"])
+    assert float(rows["FID-300"][0]) < 3
 
 
 def test_images_of_other_sizes_are_not_compared(odd):

@@ -6,8 +6,9 @@
 
 SAMPLES and REFERENCE are each a folder of PNGs, an .npz with arr_0 uint8 [N, H, W, 3], or an .npz with statistics (mu,
 sigma, mu_s, sigma_s), which serve FID and sFID; one with both, as the ADM suite's references are, gives its statistics
-to these two and its images to precision and recall. Published figures are of 50,000 samples. Without REFERENCE there is
-the Inception Score alone.
+to these two and its images to precision and recall. Published figures are of 50,000 samples. The Inception Score is
+over ten splits of any number; that suite's have 5,000 images each, which at 50,000 is the same. Without REFERENCE there
+is the Inception Score alone.
 """
 
 from paddle_dit import runtime

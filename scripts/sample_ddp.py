@@ -28,12 +28,12 @@ def _draw(job, stop) -> None:
 
     with job:
         job.begin(stop)
-        if not job.is_main:
+        if job.done == job.total or not job.is_main:
             job.run(stop=stop)
+            if job.is_main:
+                print(f"{job.work.folder}: all {job.total:,} images are there, as they were written")
             return
-        if job.done == job.total:
-            print(f"{job.work.folder}: all {job.total:,} images are there, as they were written", flush=True)
-        elif job.done:
+        if job.done:
             print(f"{job.done:,} of {job.total:,} images are done already", flush=True)
         with image_bar(job.total, job.done) as bar:
             job.run(bar.update, stop)

@@ -64,6 +64,10 @@ class ConversionError(PaddleDiTError):
     """Weights that cannot be converted exactly."""
 
 
+class DeployError(PaddleDiTError):
+    """An engine that cannot be built, opened or trusted."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
     found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)

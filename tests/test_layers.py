@@ -9,7 +9,7 @@ from .conftest import ROOT
 PACKAGE = ROOT / "paddle_dit"
 ROOMS = [  # from the top; a module is named by the first room that holds it, and anything else is on the floor
     ["evaluation"],
-    ["training"],
+    ["deploy", "training"],
     ["sampling"],
     ["generation"],
     ["conversion", "extraction"],

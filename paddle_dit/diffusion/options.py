@@ -80,6 +80,11 @@ class SamplingOptions:
         kept = spaced_timesteps(NUM_TRAIN_TIMESTEPS, self.num_inference_steps, self.spacing, skip_zero)
         return Schedule.linear().keeping(kept)
 
+    def guides_at(self, timestep: int) -> bool:
+        """Whether there is guidance at a timestep."""
+        low, high = self.guidance_interval or (0, math.inf)
+        return self.guidance_scale != 1.0 and low <= timestep < high
+
     def steps(self) -> SamplerSteps:
         """Return the sampler's coefficients."""
         table = SAMPLER_STEPS[self.sampler]

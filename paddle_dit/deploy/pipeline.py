@@ -1,0 +1,131 @@
+"""From class names to images with an engine; with ONNX Runtime no Paddle is needed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from paddle_dit.deploy.backends import Program, Settings, find_backend
+from paddle_dit.deploy.engine import PROGRAMS, EngineInfo
+from paddle_dit.deploy.loop import draw_latents
+from paddle_dit.deploy.specs import CACHED_STEP, CONDITIONING, DECODER, program_specs
+from paddle_dit.diffusion.options import SamplingOptions, check_draw
+from paddle_dit.models.tiling import LARGEST_TILE, decode_batches
+
+SAVED = (CONDITIONING, CACHED_STEP, DECODER)
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a call returns.
+
+    Attributes:
+        images: Pillow images, one per label.
+        pixels: the same as uint8 ``[N, H, W, 3]``.
+        latents: float32 ``[N, C, h, w]``, from which they were decoded.
+    """
+
+    images: list[Image.Image]
+    pixels: np.ndarray
+    latents: np.ndarray
+
+
+class InferencePipeline:
+    """An engine that draws images.
+
+    Several threads may call it at once. A batch larger than the engine's is drawn in parts.
+
+    Attributes:
+        info: what ``deploy.json`` says.
+        programs: the engine's programs by name.
+    """
+
+    def __init__(self, info: EngineInfo, programs: Mapping[str, Program]):
+        self.info, self.programs = info, programs
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, threads: int | None = None) -> "InferencePipeline":
+        """Open an engine's folder.
+
+        Args:
+            folder: of scripts/export_inference.py.
+            threads: of the CPU; all that the process may have by default.
+
+        Raises:
+            DeployError: no engine, files that are not what was exported, or a backend that is missing here.
+        """
+        folder = Path(folder)
+        info = EngineInfo.load(folder)
+        backend = find_backend(info.backend)
+        settings = Settings(info.precision, info.max_batch_size, threads=threads)
+        specs = program_specs(info.config)
+        return cls(info, {name: backend.open(specs[name], folder / PROGRAMS, name, settings) for name in SAVED})
+
+    def __call__(
+        self,
+        class_labels: Sequence[int | str],
+        num_inference_steps: int = 25,
+        guidance_scale: float | None = None,
+        seed: int = 0,
+        *,
+        first_index: int = 0,
+        batch_size: int | None = None,
+        report: Callable[[float], object] = lambda amount: None,
+        **options,
+    ) -> Images:
+        """Draw one image per label.
+
+        Args:
+            class_labels: ids or names.
+            num_inference_steps: of the sampler.
+            guidance_scale: 1 is none. None is 4 for a model that can be guided, else 1.
+            seed: of every draw.
+            first_index: number of the first image among those of the seed.
+            batch_size: images drawn together; the engine's largest by default, and at most.
+            report: is told after each step by how many images the work has grown.
+            options: the rest of :class:`~paddle_dit.diffusion.options.SamplingOptions`: sampler, guidance_channels,
+                guidance_interval, timestep_spacing, eta.
+
+        Raises:
+            ConfigError: a class that there is not, or options that cannot be.
+        """
+        asked = {**self.info.sampling, **options}
+        sampling = SamplingOptions(
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, seed=seed, **asked
+        )
+        labels = self.info.classes.resolve(class_labels)
+        latents = self.draw_latents(labels, sampling, first_index=first_index, batch_size=batch_size, report=report)
+        pixels = self.decode(latents)
+        return Images([Image.fromarray(image) for image in pixels], pixels, latents)
+
+    def draw_latents(
+        self,
+        labels: Sequence[int],
+        options: SamplingOptions,
+        *,
+        first_index: int = 0,
+        batch_size: int | None = None,
+        report: Callable[[float], object] = lambda amount: None,
+    ) -> np.ndarray:
+        """Return latents ``[N, C, h, w]`` for label ids; the null class draws without a class."""
+        config = self.info.config
+        size = min(batch_size or self.info.max_batch_size, self.info.max_batch_size)
+        labels, options = check_draw(config, labels, size), options.for_model(config)
+        indices = first_index + np.arange(len(labels))
+        parts = [slice(start, start + size) for start in range(0, len(labels), size)]
+        drawn = [draw_latents(self.programs, config, labels[part], indices[part], options, report) for part in parts]
+        return np.concatenate(drawn) if drawn else np.zeros((0, *config.sample_shape), np.float32)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Turn latents ``[N, C, h, w]`` into images, uint8 ``[N, H, W, 3]``."""
+        program, vae = self.programs[DECODER], self.info.vae
+        return decode_batches(
+            lambda part: program.run({"latents": part})["pixels"],
+            latents,
+            scaling_factor=vae["scaling_factor"],
+            factor=vae["factor"],
+            batch_size=self.info.max_batch_size,
+            tile=LARGEST_TILE,
+        )

@@ -4,16 +4,18 @@ A backend is chosen by name; its own module, and with it Paddle or ONNX Runtime,
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from paddle_dit.deploy.specs import ProgramSpec
-from paddle_dit.errors import ConfigError, nearest
+from paddle_dit.errors import ConfigError, DeployError, PaddleDiTError, nearest
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+_OUT_OF_MEMORY = ("ResourceExhausted", "Out of memory", "out of memory", "Failed to allocate memory", "bad_alloc")
 
 
 class Program(Protocol):
@@ -67,9 +69,23 @@ class Settings:
 
 
 class Backend(Protocol):
-    """A way to compile, keep and run programs."""
+    """A way to run programs: from files, or from Paddle layers in memory.
+
+    Attributes:
+        name: of the backend.
+        in_memory: it has :meth:`wrap`, else :meth:`save` and :meth:`open`.
+        bound: its files are for the very versions that wrote them.
+    """
 
     name: str
+    in_memory: bool
+    bound: bool
+
+    def check(self, settings: Settings) -> None:
+        """Raise DeployError or ConfigError if this machine cannot run programs so."""
+
+    def wrap(self, layer, spec: ProgramSpec, settings: Settings) -> Program:
+        """Make a program of a Paddle layer."""
 
     def save(self, layer, spec: ProgramSpec, folder: Path, name: str, settings: Settings) -> None:
         """Compile a Paddle layer into files of ``folder`` whose names begin with ``name``."""
@@ -81,9 +97,17 @@ class Backend(Protocol):
         """Return the versions of what runs the programs."""
 
 
+_ROOM = "paddle_dit.deploy"
 BACKENDS = {
-    "onnxruntime": ("paddle_dit.deploy.onnx_runtime", "OnnxRuntime"),
+    "onnxruntime": (f"{_ROOM}.onnx_runtime", "OnnxRuntime", "onnxruntime"),
+    "onnxruntime-tensorrt": (f"{_ROOM}.onnx_runtime", "OnnxRuntimeTensorRT", "onnxruntime"),
+    "paddle": (f"{_ROOM}.paddle_backends", "PaddleInference", "paddle"),
+    "paddle-tensorrt": (f"{_ROOM}.paddle_tensorrt", "PaddleTensorRT", "paddle"),
+    "static": (f"{_ROOM}.paddle_backends", "Static", "paddle"),
+    "dygraph": (f"{_ROOM}.paddle_backends", "Dygraph", "paddle"),
 }
+FALLBACKS = {"onnxruntime-tensorrt": "onnxruntime", "paddle-tensorrt": "paddle"}
+_PACKAGES = {"onnxruntime": "onnxruntime==1.31.1", "paddle": "paddlepaddle==3.3.1"}
 
 
 def find_backend(name: str) -> Backend:
@@ -91,8 +115,75 @@ def find_backend(name: str) -> Backend:
 
     Raises:
         ConfigError: no such backend.
+        DeployError: what it needs is not installed.
     """
     if name not in BACKENDS:
         raise ConfigError(f"unknown backend '{name}'.{nearest(name, BACKENDS)} Known: {', '.join(BACKENDS)}")
-    module, backend = BACKENDS[name]
-    return getattr(import_module(module), backend)()
+    module, backend, package = BACKENDS[name]
+    try:
+        return getattr(import_module(module), backend)()
+    except ImportError as error:
+        raise DeployError(
+            f"the backend '{name}' needs {package}, which cannot be imported here ({error}); pip install "
+            f"{_PACKAGES[package]}, or export for another backend"
+        ) from None
+
+
+def choose_backend(
+    name: str, versions: Mapping[str, str], settings: Settings, fallback: bool
+) -> tuple[Backend, Settings]:
+    """Return the backend that opens an engine's files here, and how it is to run.
+
+    Args:
+        name: of the backend that the engine was made for.
+        versions: with which it was made.
+        settings: as it was made.
+        fallback: where that backend cannot run here, take the plain one of the same kind, in float32 on the CPU.
+
+    Raises:
+        DeployError, ConfigError: it cannot, and no fallback was asked for or can run either.
+    """
+    try:
+        backend = find_backend(name)
+        backend.check(settings)
+    except PaddleDiTError as error:
+        if not fallback:
+            hint = "" if settings.device == "cpu" else "; --fallback runs it on the CPU"
+            raise DeployError(f"{error}{hint}") from None
+        settings = replace(settings, devices=("cpu",), precision="fp32", cuda_graph=False)
+        backend = find_backend(FALLBACKS.get(name, name))
+        backend.check(settings)
+    if backend.bound and (different := _differences(versions, backend.versions())):
+        raise DeployError(
+            f"the engine was made with {different}; install those versions, or export it again with these"
+        )
+    return backend, settings
+
+
+def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    names = [name for name in now if name in before and before[name] != now[name]]
+    return ", ".join(f"{name} {before[name]} (here {now[name]})" for name in names)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn a backend's report that memory is at an end into a DeployError."""
+    try:
+        yield
+    except MemoryError as error:
+        raise _out_of_memory(error) from error
+    except Exception as error:
+        if any(mark in str(error) for mark in _OUT_OF_MEMORY):
+            raise _out_of_memory(error) from error
+        raise
+
+
+def _out_of_memory(error: Exception) -> DeployError:
+    return DeployError(
+        f"out of memory ({first_line(error)}); draw fewer images at once with --batch-size, or close other programs"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Return what a backend says first, cut to what fits a line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:160]

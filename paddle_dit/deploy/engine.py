@@ -40,6 +40,7 @@ class EngineInfo:
         versions: of what runs the programs.
         source: where the weights came from, and their hashes.
         sampling: the options with which images are drawn where nothing is asked for.
+        cuda_graph: the step is replayed as a CUDA graph.
         parity: what was measured against the model before the folder appeared.
         scheduler: see :func:`scheduler`.
     """
@@ -54,6 +55,7 @@ class EngineInfo:
     versions: dict[str, str]
     source: dict
     sampling: dict
+    cuda_graph: bool = False
     parity: dict = field(default_factory=dict)
     scheduler: dict = field(default_factory=scheduler)
 

@@ -1,45 +1,146 @@
-"""From a model to an engine's folder."""
+"""From a model to an engine: in memory to be timed, or as a folder, which appears once it is proven."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from paddle_dit.checkpoint import fingerprint
+from paddle_dit.conversion.formats import MODEL_INDEX
 from paddle_dit.conversion.loading import known_names
 from paddle_dit.deploy.backends import Settings, find_backend
-from paddle_dit.deploy.engine import PROGRAMS, EngineInfo
-from paddle_dit.deploy.pipeline import SAVED
+from paddle_dit.deploy.engine import PROGRAMS, EngineInfo, scheduler
+from paddle_dit.deploy.parity import FILE, check
+from paddle_dit.deploy.pipeline import SAVED, InferencePipeline
 from paddle_dit.deploy.programs import build_layers
+from paddle_dit.deploy.reference import make_reference
 from paddle_dit.deploy.specs import program_specs
-from paddle_dit.errors import DeployError
-from paddle_dit.files import appears_whole
+from paddle_dit.errors import ConversionError, DeployError
+from paddle_dit.files import appears_whole, check_writable, read_json
 from paddle_dit.generation import Generator
 from paddle_dit.models.vae import factor_of
 
+SAMPLERS = {"DDIMScheduler": "ddim", "DDPMScheduler": "ddpm", "DPMSolverMultistepScheduler": "dpm-solver++"}
 
-def export(source: Generator, origin: str, output: Path, backend_name: str, settings: Settings) -> EngineInfo:
-    """Write an engine's folder."""
+
+def build_programs(
+    source: Generator, backend_name: str, names: Sequence[str], settings: Settings, folder: Path | None = None
+) -> dict:
+    """Return running programs of a model by name; nothing is proven of them yet.
+
+    Args:
+        source: model and VAE.
+        backend_name: of :data:`~paddle_dit.deploy.backends.BACKENDS`.
+        names: of :func:`~paddle_dit.deploy.specs.program_specs`.
+        settings: for the backend.
+        folder: for the files of a backend that has some; must exist.
+
+    Raises:
+        ConfigError: no such backend, or a precision that it has not here.
+        DeployError: something that it needs is missing, or a program that it cannot compile.
+    """
+    backend = find_backend(backend_name)
+    backend.check(settings)
+    specs, layers = program_specs(source.info.config, settings.max_batch_size), build_layers(source.model, source.vae)
+    if backend.in_memory:
+        return {name: backend.wrap(layers[name], specs[name], settings) for name in names}
+    for name in names:
+        backend.save(layers[name], specs[name], folder, name, settings)
+    return {name: backend.open(specs[name], folder, name, settings) for name in names}
+
+
+def describe_engine(source: Generator, origin: str, backend_name: str, settings: Settings) -> EngineInfo:
+    """Return what ``deploy.json`` will say, but for the parity.
+
+    Raises:
+        ConversionError: the source's own scheduler has another noise schedule than the one that is drawn with here.
+    """
+    return EngineInfo(
+        config=source.info.config,
+        label_names=known_names(source.info),
+        vae={"scaling_factor": float(source.vae.config.scaling_factor), "factor": factor_of(source.vae)},
+        backend=backend_name,
+        precision=settings.precision,
+        max_batch_size=settings.max_batch_size,
+        device=settings.device,
+        versions=find_backend(backend_name).versions(),
+        source={
+            "path": origin,
+            "weights_sha256": fingerprint(source.model),
+            "vae_sha256": fingerprint(source.vae),
+        },
+        sampling={"sampler": sampler_of(Path(origin))},
+        cuda_graph=settings.cuda_graph,
+    )
+
+
+def sampler_of(source: Path) -> str:
+    """Return the sampler of a DiTPipeline folder's scheduler, where it is one of ours; else ddim.
+
+    Raises:
+        ConversionError: its noise schedule is another.
+    """
+    path = source / "scheduler" / "scheduler_config.json"
+    if not (source / MODEL_INDEX).is_file() or not path.is_file():
+        return "ddim"
+    values = read_json(path, ConversionError)
+    for name, expected in scheduler().items():
+        found = values.get(name, expected)
+        if found != expected and not (isinstance(expected, float) and np.isclose(found, expected)):
+            raise ConversionError(
+                f"{path} has {name} {found!r}, and engines are made for {expected!r}; train with that"
+            )
+    return SAMPLERS.get(values.get("_class_name"), "ddim")
+
+
+def build_pipeline(
+    source: Generator,
+    backend_name: str,
+    names: Sequence[str] = SAVED,
+    settings: Settings | None = None,
+    folder: Path | None = None,
+) -> InferencePipeline:
+    """Return a pipeline with programs of a backend, unproven; arguments as for :func:`build_programs`."""
+    settings = settings or Settings()
+    info = describe_engine(source, "", backend_name, settings)
+    return InferencePipeline(info, build_programs(source, backend_name, names, settings, folder))
+
+
+def export(
+    source: Generator,
+    origin: str,
+    output: Path,
+    backend_name: str,
+    settings: Settings,
+    report: Callable[[str], object] = lambda line: None,
+) -> EngineInfo:
+    """Write an engine's folder, which appears only once its figures are within their limits.
+
+    Args:
+        source: model and VAE.
+        origin: the path or name that they came from.
+        output: the folder to make; must not exist.
+        backend_name: one that has files.
+        settings: for the backend.
+        report: is told the figures, in a line each.
+
+    Raises:
+        ConfigError: no such backend, or a precision that it has not here.
+        ConversionError: see :func:`describe_engine`.
+        DeployError: see :func:`build_programs` and :func:`~paddle_dit.deploy.parity.check`. Nothing is left.
+    """
+    check_writable(output.resolve().parent, "--output")
     if output.exists():
-        raise DeployError(f"{output} exists; choose another --output")
-    backend, config = find_backend(backend_name), source.info.config
-    specs, layers = program_specs(config), build_layers(source.model, source.vae)
+        raise DeployError(f"{output} exists; choose another --output, or remove it")
+    find_backend(backend_name).check(settings)
+    info = describe_engine(source, origin, backend_name, settings)
+    reference = make_reference(source, settings.max_batch_size)
     with appears_whole(output) as partial:
         (partial / PROGRAMS).mkdir(parents=True)
-        for name in SAVED:
-            backend.save(layers[name], specs[name], partial / PROGRAMS, name, settings)
-        info = EngineInfo(
-            config=config,
-            label_names=known_names(source.info),
-            vae={"scaling_factor": float(source.vae.config.scaling_factor), "factor": factor_of(source.vae)},
-            backend=backend_name,
-            precision=settings.precision,
-            max_batch_size=settings.max_batch_size,
-            device=settings.device,
-            versions=backend.versions(),
-            source={
-                "path": origin,
-                "weights_sha256": fingerprint(source.model),
-                "vae_sha256": fingerprint(source.vae),
-            },
-            sampling={"sampler": "ddim"},
-        )
+        programs = build_programs(source, backend_name, SAVED, settings, partial / PROGRAMS)
+        figures = check(InferencePipeline(info, programs), reference, report)
+        np.savez(partial / FILE, **reference)
+        info = replace(info, parity=figures)
         info.save(partial)
     return info

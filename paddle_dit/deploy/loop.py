@@ -10,12 +10,10 @@ import numpy as np
 
 from paddle_dit.config import DiTConfig
 from paddle_dit.deploy.backends import Program
-from paddle_dit.deploy.specs import CACHED_STEP, COEFFICIENTS, CONDITIONING, STEP, modulation_width
+from paddle_dit.deploy.specs import CACHED_STEP, COEFFICIENTS, CONDITIONING, STEP, table_steps
 from paddle_dit.diffusion.options import SamplingOptions, check_guidance
 from paddle_dit.diffusion.schedule import SamplerSteps
 from paddle_dit.randomness import ImageNoise
-
-TABLE_BYTES = 2**28  # of modulations, at most, that are computed before they are used
 
 
 def coefficient_rows(steps: SamplerSteps, learn_sigma: bool) -> np.ndarray:
@@ -60,8 +58,7 @@ class Conditions:
         self._pairs = np.stack([labels, np.full_like(labels, config.null_class)])
         self._labels, rows = np.unique(self._pairs if config.has_null_class else labels, return_inverse=True)
         self._rows = np.resize(rows, self._pairs.shape).astype(np.int64)
-        row_bytes = 4 * modulation_width(config) * len(self._labels)
-        self._window = max(1, TABLE_BYTES // row_bytes)
+        self._window = table_steps(config, len(self._labels))
         self._start, self._table = -1, None
 
     def of(self, step: int, copies: int) -> dict:

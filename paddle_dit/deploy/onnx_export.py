@@ -1,4 +1,4 @@
-"""A traced program as an ONNX file: ``python -m paddle_dit.deploy.onnx_export PROGRAM.json FILE.onnx OUTPUT ...``.
+"""A traced program as an ONNX file: ``python -m paddle_dit.deploy.onnx_export PROGRAM.json FILE.onnx fp32 OUTPUT ...``.
 
 In a process of its own, because paddle2onnx ends the process where it cannot convert.
 """
@@ -12,13 +12,17 @@ import onnx
 
 OPSET, GELU_OPSET = 17, 20  # the latter is the first with a Gelu that knows the tanh form
 
+UPDATE = ("combination", "coefficients", "previous_x0", "noise")  # inputs; what depends on them is the sampler's
+DELICATE = ("Cos", "Sin", "Exp", "LayerNormalization", "InstanceNormalization", "Softmax")
 
-def main(program: str, output: str, names: list[str]) -> None:
+
+def main(program: str, output: str, precision: str, names: list[str]) -> None:
     """Convert, mend and write.
 
     Args:
         program: file of the traced program; its weights lie beside it.
         output: file to write.
+        precision: "fp32" or "fp16".
         names: of the outputs, in order.
     """
     import paddle2onnx
@@ -32,6 +36,8 @@ def main(program: str, output: str, names: list[str]) -> None:
     if restore_gelu(model.graph):
         model.opset_import[0].version = GELU_OPSET
     rename_outputs(model.graph, names)
+    if precision == "fp16":
+        model = halve(model)
     onnx.checker.check_model(model)
     onnx.save(model, output)
 
@@ -126,5 +132,24 @@ def rename_outputs(graph: onnx.GraphProto, names: list[str]) -> None:
         output.name = new[output.name]
 
 
+def halve(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model that computes in float16, but for its inputs, its outputs, and what float16 cannot hold.
+
+    That is the sampler's update, whose coefficients reach into the hundreds and nearly cancel, the sinusoids of the
+    timesteps, and sums of squares.
+    """
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    reached, kept = set(UPDATE), []
+    for index, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{index}"
+        if reached & set(node.input):
+            reached |= set(node.output)
+            kept.append(node.name)
+    return convert_float_to_float16(
+        model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *DELICATE], node_block_list=kept
+    )
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])

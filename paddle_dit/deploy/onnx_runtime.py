@@ -1,5 +1,6 @@
-"""Programs in ONNX Runtime, which needs no Paddle to run them."""
+"""Programs in ONNX Runtime, which needs no Paddle to run them. On a GPU nothing of this has been run yet."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -7,23 +8,29 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 
-from paddle_dit.deploy.backends import Settings
+import paddle_dit
+from paddle_dit.deploy.backends import Settings, explained, first_line
 from paddle_dit.deploy.specs import ProgramSpec
-from paddle_dit.errors import DeployError
+from paddle_dit.errors import ConfigError, DeployError
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
 class OnnxRuntimeProgram:
     """A program in a session of its own; sessions may be called by several threads at once."""
 
-    def __init__(self, path: Path, settings: Settings):
-        import onnxruntime
-
+    def __init__(self, path: Path, settings: Settings, providers: list):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings.thread_count
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # of many classes, none of which says more than its text
+            raise DeployError(f"ONNX Runtime cannot open {path} ({first_line(error)}); export it again") from None
         self._outputs = [output.name for output in self._session.get_outputs()]
+        self._place = ("cpu", 0) if settings.device == "cpu" else ("cuda", device_number(settings))
 
     def run(self, inputs: Mapping, *, keep: bool = False) -> dict:
         """See :class:`~paddle_dit.deploy.backends.Program`."""
@@ -34,16 +41,44 @@ class OnnxRuntimeProgram:
             else:
                 binding.bind_ortvalue_input(name, value)
         for name in self._outputs:
-            binding.bind_output(name)
-        self._session.run_with_iobinding(binding)
+            binding.bind_output(name, *self._place)
+        with explained():
+            self._session.run_with_iobinding(binding)
         values = dict(zip(self._outputs, binding.get_outputs(), strict=True))
         return values if keep else {name: value.numpy() for name, value in values.items()}
 
 
 class OnnxRuntime:
-    """The backend."""
+    """The backend, with ONNX Runtime's own kernels."""
 
-    name = "onnxruntime"
+    name, in_memory, bound = "onnxruntime", False, False
+
+    def check(self, settings: Settings) -> None:
+        """See :class:`~paddle_dit.deploy.backends.Backend`."""
+        if settings.precision == "bf16":
+            raise ConfigError("ONNX Runtime has few kernels for bf16; take --precision fp32 or fp16")
+        if settings.cuda_graph and settings.device == "cpu":
+            raise ConfigError("--cuda-graph needs a GPU; leave it out, or take --device gpu:0")
+        names = [name for name, _ in self.providers(settings, None)]
+        missing = [name for name in names if name not in onnxruntime.get_available_providers()]
+        if missing:
+            raise DeployError(
+                f"this ONNX Runtime has no {missing[0]}; install onnxruntime-gpu and what it needs, or take "
+                "--backend onnxruntime --device cpu"
+            )
+
+    def providers(self, settings: Settings, spec: ProgramSpec | None, cache: Path | None = None) -> list:
+        """Return ONNX Runtime's execution providers with their options.
+
+        Args:
+            settings: device, precision and so on.
+            spec: of the program, or None where the options do not matter.
+            cache: folder for what a compiler made.
+        """
+        if settings.device == "cpu":
+            return [(_PROVIDERS["cpu"], {})]
+        options = {"device_id": device_number(settings), "enable_cuda_graph": int(settings.cuda_graph)}
+        return [(_PROVIDERS["cuda"], options)]
 
     def save(self, layer, spec: ProgramSpec, folder: Path, name: str, settings: Settings) -> None:
         """See :class:`~paddle_dit.deploy.backends.Backend`."""
@@ -52,17 +87,54 @@ class OnnxRuntime:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             traced = save_traced(layer, spec, Path(scratch) / name)
             command = [sys.executable, "-m", "paddle_dit.deploy.onnx_export", str(traced), str(folder / f"{name}.onnx")]
-            done = subprocess.run([*command, *spec.outputs], capture_output=True, text=True, check=False)
+            path = os.pathsep.join([str(Path(paddle_dit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+            done = subprocess.run(
+                [*command, settings.precision, *spec.outputs],
+                env={**os.environ, "PYTHONPATH": path},
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+            )
         if done.returncode != 0:
-            reason = ([line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"])[-1]
+            told = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line]
+            reason = told[0].strip() if told else "it said nothing"
             raise DeployError(f"paddle2onnx could not write the program '{name}' (exit {done.returncode}): {reason}")
 
     def open(self, spec: ProgramSpec, folder: Path, name: str, settings: Settings) -> OnnxRuntimeProgram:
         """See :class:`~paddle_dit.deploy.backends.Backend`."""
-        return OnnxRuntimeProgram(folder / f"{name}.onnx", settings)
+        providers = self.providers(settings, spec, folder.parent / "tensorrt")
+        return OnnxRuntimeProgram(folder / f"{name}.onnx", settings, providers)
 
     def versions(self) -> dict[str, str]:
         """See :class:`~paddle_dit.deploy.backends.Backend`."""
-        import onnxruntime
-
         return {"onnxruntime": onnxruntime.__version__}
+
+
+class OnnxRuntimeTensorRT(OnnxRuntime):
+    """The same programs compiled by TensorRT where they are opened; ONNX Runtime keeps what it compiled in a cache."""
+
+    name = "onnxruntime-tensorrt"
+
+    def providers(self, settings: Settings, spec: ProgramSpec | None, cache: Path | None = None) -> list:
+        """See :class:`OnnxRuntime`; what TensorRT cannot take runs by ONNX Runtime's CUDA kernels."""
+        if settings.device == "cpu":
+            raise ConfigError("TensorRT needs a GPU; take --device gpu:0, or --backend onnxruntime")
+        options = {
+            "device_id": device_number(settings),
+            "trt_cuda_graph_enable": settings.cuda_graph,
+            "trt_fp16_enable": settings.precision == "fp16",
+            "trt_engine_cache_enable": True,
+            "trt_engine_cache_path": str(cache),
+            "trt_timing_cache_enable": True,
+        }
+        for largest, kinds in ((False, ("min",)), (True, ("opt", "max"))):
+            shapes = {name: spec.shape_of(name, largest) for name in spec.inputs} if spec else {}
+            text = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
+            options |= {f"trt_profile_{kind}_shapes": text for kind in kinds}
+        return [(_PROVIDERS["tensorrt"], options), *super().providers(settings, spec)]
+
+
+def device_number(settings: Settings) -> int:
+    """Return the number of a GPU, "gpu:1" say."""
+    return int(settings.device.partition(":")[2] or 0)

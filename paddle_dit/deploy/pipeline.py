@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from paddle_dit.deploy.backends import Program, Settings, find_backend
+from paddle_dit.deploy.backends import Program, Settings, choose_backend
 from paddle_dit.deploy.engine import PROGRAMS, EngineInfo
 from paddle_dit.deploy.loop import draw_latents
 from paddle_dit.deploy.specs import CACHED_STEP, CONDITIONING, DECODER, program_specs
@@ -40,28 +40,34 @@ class InferencePipeline:
     Attributes:
         info: what ``deploy.json`` says.
         programs: the engine's programs by name.
+        versions: of what runs them here.
     """
 
-    def __init__(self, info: EngineInfo, programs: Mapping[str, Program]):
-        self.info, self.programs = info, programs
+    def __init__(self, info: EngineInfo, programs: Mapping[str, Program], versions: Mapping[str, str] | None = None):
+        self.info, self.programs, self.versions = info, programs, dict(versions or info.versions)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, threads: int | None = None) -> "InferencePipeline":
+    def from_pretrained(
+        cls, folder: str | Path, *, threads: int | None = None, fallback: bool = False
+    ) -> "InferencePipeline":
         """Open an engine's folder.
 
         Args:
             folder: of scripts/export_inference.py.
             threads: of the CPU; all that the process may have by default.
+            fallback: where the engine's backend cannot run here, run its programs by the plain one of the same kind.
 
         Raises:
-            DeployError: no engine, files that are not what was exported, or a backend that is missing here.
+            DeployError: no engine, files that are not what was exported, or a backend, version or device that is
+                missing here.
         """
         folder = Path(folder)
         info = EngineInfo.load(folder)
-        backend = find_backend(info.backend)
-        settings = Settings(info.precision, info.max_batch_size, threads=threads)
-        specs = program_specs(info.config)
-        return cls(info, {name: backend.open(specs[name], folder / PROGRAMS, name, settings) for name in SAVED})
+        settings = Settings(info.precision, info.max_batch_size, (info.device,), info.cuda_graph, threads)
+        specs = program_specs(info.config, info.max_batch_size)
+        backend, settings = choose_backend(info.backend, info.versions, settings, fallback)
+        programs = {name: backend.open(specs[name], folder / PROGRAMS, name, settings) for name in SAVED}
+        return cls(info, programs, backend.versions())
 
     def __call__(
         self,

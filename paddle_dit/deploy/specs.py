@@ -24,6 +24,7 @@ COEFFICIENTS = (
     "x0_on_x",
     "x0_on_eps",
 )
+TABLE_BYTES = 2**28  # of modulations, at most, that are computed before they are used
 Shape = tuple[int | str, ...]
 
 
@@ -34,17 +35,41 @@ class ProgramSpec:
     Attributes:
         inputs: name -> (dtype, shape); a dimension is a number, or the name of one that a call chooses.
         outputs: their names, in order; all float32.
-        largest: name of an integer input -> its largest value, which some compilers want to know.
+        largest: name of an integer input -> its largest value, which some compilers want to know; 0 of others.
+        sizes: name of a dimension -> its largest size; the smallest is 1.
     """
 
     inputs: dict[str, tuple[str, Shape]]
     outputs: tuple[str, ...]
     largest: dict[str, int]
+    sizes: dict[str, int]
+
+    def shape_of(self, name: str, largest: bool) -> tuple[int, ...]:
+        """Return an input's shape at the largest sizes, or at the smallest."""
+        dimensions = self.inputs[name][1]
+        return tuple(size if isinstance(size, int) else (self.sizes[size] if largest else 1) for size in dimensions)
 
 
 def modulation_width(config: DiTConfig) -> int:
     """Return how many numbers the conditioning makes of one timestep and label, for all blocks and the final layer."""
     return (6 * config.depth + 2) * config.hidden_size
+
+
+def table_steps(config: DiTConfig, labels: int) -> int:
+    """Return for how many timesteps the modulations of so many labels are computed at once."""
+    return max(1, TABLE_BYTES // (4 * modulation_width(config) * labels))
+
+
+def largest_sizes(config: DiTConfig, max_batch_size: int) -> dict[str, int]:
+    """Return the largest size of every dimension that a call chooses; the smallest is always 1."""
+    labels = min(max_batch_size + 1, config.label_rows)
+    return {
+        "images": max_batch_size,
+        "copies": 2,
+        "labels": labels,
+        "steps": min(NUM_TRAIN_TIMESTEPS, table_steps(config, 1)),
+        "rows": max(labels, table_steps(config, 1)),
+    }
 
 
 def tile_shape(config: DiTConfig) -> tuple[int, int]:
@@ -53,7 +78,7 @@ def tile_shape(config: DiTConfig) -> tuple[int, int]:
     return height, width
 
 
-def program_specs(config: DiTConfig) -> dict[str, ProgramSpec]:
+def program_specs(config: DiTConfig, max_batch_size: int) -> dict[str, ProgramSpec]:
     """Return every program of a model by name.
 
     ``model`` is the transformer alone, and ``step`` a whole step of any sampler around it: guidance, transformer and
@@ -76,14 +101,19 @@ def program_specs(config: DiTConfig) -> dict[str, ProgramSpec]:
     def integers(shape: Shape) -> dict:
         return {"timesteps": ("int64", shape), "class_labels": ("int64", shape)}
 
-    return {
-        MODEL: ProgramSpec({"x": ("float32", latents), **integers(("images",))}, ("prediction",), ranges),
-        STEP: ProgramSpec({**update, **integers(pairs)}, ("next_x", "x0"), ranges),
-        CACHED_STEP: ProgramSpec({**update, "modulation": table, "rows": ("int64", pairs)}, ("next_x", "x0"), {}),
-        CONDITIONING: ProgramSpec(
-            {"timesteps": ("int64", ("steps",)), "class_labels": ("int64", ("labels",))}, ("modulation",), ranges
-        ),
-        DECODER: ProgramSpec(
-            {"latents": ("float32", ("images", config.in_channels, *tile_shape(config)))}, ("pixels",), {}
-        ),
+    inputs = {
+        MODEL: {"x": ("float32", latents), **integers(("images",))},
+        STEP: {**update, **integers(pairs)},
+        CACHED_STEP: {**update, "modulation": table, "rows": ("int64", pairs)},
+        CONDITIONING: {"timesteps": ("int64", ("steps",)), "class_labels": ("int64", ("labels",))},
+        DECODER: {"latents": ("float32", ("images", config.in_channels, *tile_shape(config)))},
     }
+    outputs = {
+        MODEL: ("prediction",),
+        STEP: ("next_x", "x0"),
+        CACHED_STEP: ("next_x", "x0"),
+        CONDITIONING: ("modulation",),
+        DECODER: ("pixels",),
+    }
+    sizes = largest_sizes(config, max_batch_size)
+    return {name: ProgramSpec(inputs[name], outputs[name], ranges, sizes) for name in inputs}

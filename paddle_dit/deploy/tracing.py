@@ -1,5 +1,6 @@
 """From a Paddle layer to a static program, in memory or as files."""
 
+import warnings
 from pathlib import Path
 
 import paddle
@@ -15,10 +16,17 @@ def input_specs(spec: ProgramSpec) -> list[paddle.static.InputSpec]:
     ]
 
 
-def save_traced(layer: paddle.nn.Layer, spec: ProgramSpec, stem: Path) -> Path:
-    """Write a layer as ``<stem>.json`` and ``<stem>.pdiparams``; return the first. The layer stays as it is."""
+def trace(layer: paddle.nn.Layer, spec: ProgramSpec):
+    """Return a layer as a static program, to be called with tensors in the specification's order."""
     try:
-        paddle.jit.save(paddle.jit.to_static(layer, input_spec=input_specs(spec), full_graph=True), str(stem))
+        return paddle.jit.to_static(layer, input_spec=input_specs(spec), full_graph=True).forward
     finally:
         layer.__dict__.pop("forward", None)  # which to_static puts over the class' own
+
+
+def save_traced(layer: paddle.nn.Layer, spec: ProgramSpec, stem: Path) -> Path:
+    """Write a layer as ``<stem>.json`` and ``<stem>.pdiparams``; return the first. The layer stays as it is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is saved is a function, and a program has no place
+        paddle.jit.save(trace(layer, spec), str(stem))
     return stem.with_name(f"{stem.name}.json")

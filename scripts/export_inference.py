@@ -1,0 +1,61 @@
+"""Export a DiTPipeline folder or a checkpoint as an engine that draws fast, proven equal before its folder appears.
+
+    python scripts/export_inference.py --pipeline DiT_XL_2_256 --output deploy/DiT_XL_2_256 --backend onnxruntime
+    python scripts/export_inference.py --pipeline results --output deploy/mine --backend paddle --max-batch-size 16
+
+Step program, decoder and a whole sample are compared with the model in float32; the figures stay in deploy.json.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from paddle_dit import runtime
+from paddle_dit.cli import parse
+from paddle_dit.errors import entry_point
+
+
+@dataclass
+class Options:
+    """What to export, and for what."""
+
+    pipeline: Path
+    """DiTPipeline folder, checkpoint, run folder or weights file."""
+    output: Path
+    """Folder to make."""
+    backend: Literal["onnxruntime", "paddle", "onnxruntime-tensorrt", "paddle-tensorrt"] = "onnxruntime"
+    """What runs the engine. The two of TensorRT need a GPU, where they have not been run yet."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of the engine. On the CPU fp32 is the fastest."""
+    max_batch_size: int = 8
+    """Images drawn together at most; more are drawn in parts."""
+    vae: str | None = None
+    """VAE folder or hub name. Default: the pipeline's own, or the one that made the training latents."""
+    weights: Literal["ema", "model"] = "ema"
+    """Averaged or raw weights of a checkpoint."""
+    device: str = "cpu"
+    """cpu, or gpu:0 and so on, which has not been run yet."""
+    cuda_graph: bool = False
+    """Let the GPU replay the step as one graph."""
+
+
+@entry_point
+def main() -> None:
+    """Load, export, report."""
+    options = parse(Options, description=__doc__)
+    runtime.prepare()
+    from paddle_dit.deploy.backends import Settings
+    from paddle_dit.deploy.export import export
+    from paddle_dit.generation import load_generator
+
+    settings = Settings(options.precision, options.max_batch_size, (options.device,), options.cuda_graph)
+    source = load_generator(options.pipeline, options.vae, options.weights)
+    info = export(source, str(options.pipeline), options.output, options.backend, settings, report=print)
+    print(
+        f"engine: {options.output}, {info.backend} {info.precision}, {len(info.parity)} comparisons within their limits"
+    )
+    print(f"use it: python scripts/infer.py --model {options.output}")
+
+
+if __name__ == "__main__":
+    main()

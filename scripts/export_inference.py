@@ -33,8 +33,8 @@ class Options:
     """VAE folder or hub name. Default: the pipeline's own, or the one that made the training latents."""
     weights: Literal["ema", "model"] = "ema"
     """Averaged or raw weights of a checkpoint."""
-    device: str = "cpu"
-    """cpu, or gpu:0 and so on, which has not been run yet."""
+    device: str | None = None
+    """cpu, or gpu:0 and so on, which has not been run yet. Default: gpu:0 for TensorRT, else cpu."""
     cuda_graph: bool = False
     """Let the GPU replay the step as one graph."""
 
@@ -48,12 +48,12 @@ def main() -> None:
     from paddle_dit.deploy.export import export
     from paddle_dit.generation import load_generator
 
-    settings = Settings(options.precision, options.max_batch_size, (options.device,), options.cuda_graph)
+    device = options.device or ("gpu:0" if options.backend.endswith("tensorrt") else "cpu")
+    settings = Settings(options.precision, options.max_batch_size, (device,), options.cuda_graph)
     source = load_generator(options.pipeline, options.vae, options.weights)
     info = export(source, str(options.pipeline), options.output, options.backend, settings, report=print)
-    print(
-        f"engine: {options.output}, {info.backend} {info.precision}, {len(info.parity)} comparisons within their limits"
-    )
+    print(f"{len(info.parity)} comparisons with the model are within their limits")
+    print(f"engine: {options.output} ({info.backend}, {info.precision})")
     print(f"use it: python scripts/infer.py --model {options.output}")
 
 

@@ -78,9 +78,8 @@ def _draw(pipeline: InferencePipeline, options: InferOptions, folder: Path, repo
     labels = classes.resolve(options.class_labels) if options.class_labels else classes.default_labels()
     names = set(SamplingOptions.__dataclass_fields__) & set(InferOptions.__dataclass_fields__)
     asked = {name: getattr(options, name) for name in names}
-    sampling = SamplingOptions(**{**asked, "sampler": options.sampler or info.sampling["sampler"]}).for_model(
-        info.config
-    )
+    asked["sampler"] = options.sampler or info.sampling["sampler"]
+    sampling = SamplingOptions(**asked).for_model(info.config)
     started = time.perf_counter()
     latents = pipeline.draw_latents(labels, sampling, first_index=options.first_index, batch_size=options.batch_size)
     drawn = time.perf_counter() - started
@@ -103,10 +102,8 @@ def _draw(pipeline: InferencePipeline, options: InferOptions, folder: Path, repo
             "python": platform.python_version(),
         },
     }
-    records = [
-        {**record, "index": options.first_index + position, "class_label": label}
-        for position, label in enumerate(labels)
-    ]
+    numbered = enumerate(labels, options.first_index)
+    records = [{**record, "index": index, "class_label": label} for index, label in numbered]
     whole = {**record, "first_index": options.first_index, "class_labels": labels}
     grid = save_images(folder, images, [classes.name_of(label) for label in labels], whole, records)
     report(

@@ -139,6 +139,7 @@ def halve(model: onnx.ModelProto) -> onnx.ModelProto:
     timesteps, and sums of squares.
     """
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     reached, kept = set(UPDATE), []
     for index, node in enumerate(model.graph.node):
@@ -146,9 +147,14 @@ def halve(model: onnx.ModelProto) -> onnx.ModelProto:
         if reached & set(node.input):
             reached |= set(node.output)
             kept.append(node.name)
-    return convert_float_to_float16(
+    halved = convert_float_to_float16(
         model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *DELICATE], node_block_list=kept
     )
+    single = {node.output[0]: node for node in halved.graph.node}  # a cast that two nodes need is there twice
+    del halved.graph.node[:]
+    halved.graph.node.extend(single.values())
+    OnnxModel(halved).topological_sort()
+    return halved
 
 
 if __name__ == "__main__":

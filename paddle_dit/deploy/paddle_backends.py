@@ -10,6 +10,7 @@ import paddle
 from paddle_dit.deploy.backends import Settings, explained, first_line
 from paddle_dit.deploy.specs import ProgramSpec
 from paddle_dit.deploy.tracing import save_traced, trace
+from paddle_dit.errors import ConfigError, DeployError
 from paddle_dit.half_precision import check_precision
 from paddle_dit.runtime import has_gpu
 

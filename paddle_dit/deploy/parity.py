@@ -116,9 +116,8 @@ def _figure(part: str, found: np.ndarray, wanted: np.ndarray, half: bool) -> Fig
         raise DeployError(f"{part}: the engine gives {found.shape}, the model {wanted.shape}; export it again")
     difference, wanted = found.astype(np.float64) - wanted, wanted.astype(np.float64)
     if half:
-        return Figure(
-            part, "relative L2", float(np.linalg.norm(difference) / (np.linalg.norm(wanted) or 1)), LARGEST_DISTANCE
-        )
+        share = float(np.linalg.norm(difference) / (np.linalg.norm(wanted) or 1))
+        return Figure(part, "relative L2", share, LARGEST_DISTANCE)
     return Figure(part, "max error", float(np.abs(difference).max() / (np.abs(wanted).max() or 1)), LARGEST_ERROR)
 
 

@@ -28,10 +28,11 @@ class PaddleProgram:
     Args:
         call: takes the inputs in the specification's order, and returns the outputs, one alone or several.
         spec: names them.
+        layer: of which the function is a part, so that it lives as long.
     """
 
-    def __init__(self, call, spec: ProgramSpec):
-        self._call, self._spec, self._turn = call, spec, threading.Lock()
+    def __init__(self, call, spec: ProgramSpec, layer: paddle.nn.Layer | None = None):
+        self._call, self._spec, self._layer, self._turn = call, spec, layer, threading.Lock()
 
     def run(self, inputs: Mapping, *, keep: bool = False) -> dict:
         """See :class:`~paddle_dit.deploy.backends.Program`."""
@@ -69,7 +70,7 @@ class Static(Dygraph):
 
     def wrap(self, layer: paddle.nn.Layer, spec: ProgramSpec, settings: Settings) -> PaddleProgram:
         """See :class:`~paddle_dit.deploy.backends.Backend`."""
-        return PaddleProgram(trace(layer, spec), spec)
+        return PaddleProgram(trace(layer, spec), spec, layer)
 
 
 class PaddleInference:

@@ -101,12 +101,20 @@ class Decoder(nn.Layer):
         self.vae = vae
         for layer in vae.decoder.sublayers():
             if getattr(layer, "group_norm", None) is not None:  # an attention
-                layer.group_norm.register_forward_pre_hook(lambda norm, inputs: inputs[0].unsqueeze(-1))
-                layer.group_norm.register_forward_post_hook(lambda norm, inputs, output: output.squeeze(-1))
+                layer.group_norm.register_forward_pre_hook(_with_fourth)
+                layer.group_norm.register_forward_post_hook(_without_fourth)
 
     def forward(self, latents):
         """Map latents as the VAE made them, ``[N, C, h, w]``, to pixels ``[N, 3, H, W]``."""
         return self.vae.decode(latents).sample
+
+
+def _with_fourth(norm, inputs):
+    return inputs[0].unsqueeze(-1) if inputs[0].ndim == 3 else inputs[0]
+
+
+def _without_fourth(norm, inputs, output):
+    return output.squeeze(-1) if output.ndim == 4 else output  # an earlier decoder of the same VAE has its hooks, too
 
 
 def build_layers(model: DiT, vae) -> dict[str, nn.Layer]:

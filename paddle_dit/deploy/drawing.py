@@ -15,6 +15,7 @@ from paddle_dit.deploy.parity import check, load_reference
 from paddle_dit.deploy.pipeline import InferencePipeline
 from paddle_dit.diffusion.options import SamplingOptions
 from paddle_dit.pictures import choose_folder, save_images
+from paddle_dit.runtime import peak_rss
 
 
 @dataclass
@@ -87,7 +88,7 @@ def _draw(pipeline: InferencePipeline, options: InferOptions, folder: Path, repo
     seconds = time.perf_counter() - started
     record = {
         "format": "paddle_dit images",
-        "model": str(options.model),
+        "engine": str(options.model),
         "image_size": list(images.shape[1:3]),
         **sampling.to_dict(),
         "precision": info.precision,
@@ -108,5 +109,5 @@ def _draw(pipeline: InferencePipeline, options: InferOptions, folder: Path, repo
     grid = save_images(folder, images, [classes.name_of(label) for label in labels], whole, records)
     report(
         f"wrote {grid}: {len(labels):,} images in {seconds:,.2f} s ({drawn:,.2f} s for {options.num_inference_steps} "
-        f"steps, {seconds - drawn:,.2f} s for the decoder)"
+        f"steps, {seconds - drawn:,.2f} s for the decoder); peak memory {peak_rss() / 2**20:,.0f} MiB"
     )

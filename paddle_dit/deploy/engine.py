@@ -5,11 +5,13 @@ from pathlib import Path
 
 from paddle_dit.config import DiTConfig
 from paddle_dit.data.classes import Classes
+from paddle_dit.deploy.specs import CACHED_STEP, CONDITIONING, DECODER, program_specs
 from paddle_dit.diffusion.schedule import Schedule
 from paddle_dit.errors import ConfigError, DeployError
 from paddle_dit.files import describe, read_json, sha256, write_json
 
 DESCRIPTION, PROGRAMS = "deploy.json", "programs"
+SAVED = (CONDITIONING, CACHED_STEP, DECODER)  # of a folder
 FORMAT, FORMAT_VERSION = "paddle_dit engine", 1
 
 
@@ -66,12 +68,14 @@ class EngineInfo:
 
     def save(self, folder: Path) -> None:
         """Write ``deploy.json`` into a folder whose other files are all there, with their sizes and hashes."""
+        specs = program_specs(self.config, self.max_batch_size)
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DESCRIPTION)
         values = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             **{name: value for name, value in vars(self).items() if name != "config"},
             "model": self.config.to_dict(),
+            "programs": {name: vars(specs[name]) for name in SAVED},
             "files": {path.relative_to(folder).as_posix(): describe(path) for path in files},
         }
         write_json(folder / DESCRIPTION, values)
@@ -97,11 +101,15 @@ class EngineInfo:
                 label_names=None if names is None else {int(label): str(name) for label, name in names.items()},
                 **fields,
             )
+            float(info.vae["scaling_factor"]), int(info.vae["factor"]), str(info.sampling["sampler"])
             files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in values["files"].items()}
         except (KeyError, ValueError, TypeError, AttributeError, ConfigError) as error:
             raise DeployError(f"{folder / DESCRIPTION} is damaged ({error!r}); export the engine again") from None
         if info.scheduler != scheduler():
             raise DeployError(f"{folder} was made for another noise schedule; export it again with this version")
+        unlisted = [path.name for path in (folder / PROGRAMS).glob("*") if f"{PROGRAMS}/{path.name}" not in files]
+        if unlisted:
+            raise DeployError(f"{folder / PROGRAMS} holds {unlisted[0]}, which {DESCRIPTION} does not name; remove it")
         for name, (size, digest) in files.items():
             check_file(folder / name, size, digest)
         return info

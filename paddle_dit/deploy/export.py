@@ -10,9 +10,9 @@ from paddle_dit.checkpoint import fingerprint
 from paddle_dit.conversion.formats import MODEL_INDEX
 from paddle_dit.conversion.loading import known_names
 from paddle_dit.deploy.backends import Settings, find_backend
-from paddle_dit.deploy.engine import PROGRAMS, EngineInfo, scheduler
+from paddle_dit.deploy.engine import PROGRAMS, SAVED, EngineInfo, scheduler
 from paddle_dit.deploy.parity import FILE, check
-from paddle_dit.deploy.pipeline import SAVED, InferencePipeline
+from paddle_dit.deploy.pipeline import InferencePipeline
 from paddle_dit.deploy.programs import build_layers
 from paddle_dit.deploy.reference import make_reference
 from paddle_dit.deploy.specs import program_specs

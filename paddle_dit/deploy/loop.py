@@ -50,13 +50,21 @@ class Conditions:
         config: of the model.
         labels: int64 ``[N]``.
         timesteps: int64, in the order of use.
+        guided: whether any of the steps is.
     """
 
-    def __init__(self, programs: Mapping[str, Program], config: DiTConfig, labels: np.ndarray, timesteps: np.ndarray):
+    def __init__(
+        self,
+        programs: Mapping[str, Program],
+        config: DiTConfig,
+        labels: np.ndarray,
+        timesteps: np.ndarray,
+        guided: bool,
+    ):
         self._conditioning = programs[CONDITIONING] if CACHED_STEP in programs else None
         self._timesteps = timesteps
         self._pairs = np.stack([labels, np.full_like(labels, config.null_class)])
-        self._labels, rows = np.unique(self._pairs if config.has_null_class else labels, return_inverse=True)
+        self._labels, rows = np.unique(self._pairs if guided else labels, return_inverse=True)
         self._rows = np.resize(rows, self._pairs.shape).astype(np.int64)
         self._window = table_steps(config, len(self._labels))
         self._start, self._table = -1, None
@@ -102,7 +110,8 @@ def draw_latents(
     check_guidance(config, options.guidance_scale, options.guidance_channels, options.guidance_interval)
     steps = options.steps()
     rows = coefficient_rows(steps, config.learn_sigma)
-    conditions = Conditions(programs, config, labels, steps.timesteps)
+    guides = [options.guides_at(timestep) for timestep in steps.timesteps]
+    conditions = Conditions(programs, config, labels, steps.timesteps, any(guides))
     guided = combinations(config.in_channels, options.guidance_channels, options.guidance_scale)
     alone = np.ones((1, config.in_channels), np.float32)
     noise, nothing = (
@@ -112,7 +121,7 @@ def draw_latents(
     program = programs[CACHED_STEP if CACHED_STEP in programs else STEP]
     x, x0, last = noise(), nothing, len(steps) - 1
     for step in range(len(steps)):
-        combination = guided if options.guides_at(steps.timesteps[step]) else alone
+        combination = guided if guides[step] else alone
         learned, sigma = (rows[step, COEFFICIENTS.index(name)] for name in ("learned", "sigma"))
         inputs = {
             "x": x,

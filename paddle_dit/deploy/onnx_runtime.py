@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,6 +47,52 @@ class OnnxRuntimeProgram:
             self._session.run_with_iobinding(binding)
         values = dict(zip(self._outputs, binding.get_outputs(), strict=True))
         return values if keep else {name: value.numpy() for name, value in values.items()}
+
+
+class ReplayedProgram(OnnxRuntimeProgram):
+    """The same from and to fixed addresses, one set for all inputs of the same shapes, as a captured CUDA graph wants.
+
+    Calls wait for each other, and take their outputs away before the next may write there.
+    """
+
+    def __init__(self, path: Path, settings: Settings, providers: list):
+        super().__init__(path, settings, providers)
+        self._captured, self._turn = {}, threading.Lock()
+
+    def run(self, inputs: Mapping, *, keep: bool = False) -> dict:
+        """See :class:`~paddle_dit.deploy.backends.Program`."""
+        arrays = {name: as_array(value) for name, value in inputs.items()}
+        shapes = tuple((name, array.shape) for name, array in arrays.items())
+        with self._turn, explained():
+            if shapes not in self._captured:
+                self._captured[shapes] = self._capture(inputs, arrays)
+            fixed, binding, options = self._captured[shapes]
+            for name, array in arrays.items():
+                fixed[name].update_inplace(array)
+            self._session.run_with_iobinding(binding, options)
+            outputs = {
+                name: value.numpy().copy() for name, value in zip(self._outputs, binding.get_outputs(), strict=True)
+            }
+        return {name: self._placed(array) for name, array in outputs.items()} if keep else outputs
+
+    def _capture(self, inputs: Mapping, arrays: Mapping[str, np.ndarray]) -> tuple:
+        binding, options = self._session.io_binding(), onnxruntime.RunOptions()
+        if self._place[0] != "cpu":
+            options.add_run_config_entry("gpu_graph_id", str(len(self._captured) + 1))
+        fixed = {name: self._placed(array) for name, array in arrays.items()}
+        for name, value in fixed.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in super().run(inputs, keep=True).items():
+            binding.bind_ortvalue_output(name, value)
+        return fixed, binding, options
+
+    def _placed(self, array: np.ndarray):
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array, *self._place)
+
+
+def as_array(value) -> np.ndarray:
+    """Return an array whose numbers lie in a row, or what is in a kept value."""
+    return np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value.numpy()
 
 
 class OnnxRuntime:
@@ -104,7 +151,8 @@ class OnnxRuntime:
     def open(self, spec: ProgramSpec, folder: Path, name: str, settings: Settings) -> OnnxRuntimeProgram:
         """See :class:`~paddle_dit.deploy.backends.Backend`."""
         providers = self.providers(settings, spec, folder.parent / "tensorrt")
-        return OnnxRuntimeProgram(folder / f"{name}.onnx", settings, providers)
+        kind = ReplayedProgram if settings.cuda_graph else OnnxRuntimeProgram
+        return kind(folder / f"{name}.onnx", settings, providers)
 
     def versions(self) -> dict[str, str]:
         """See :class:`~paddle_dit.deploy.backends.Backend`."""

@@ -92,10 +92,10 @@ def compare(pipeline: InferencePipeline, reference: Mapping[str, np.ndarray]) ->
 def _steps(pipeline, reference, batch: int, half: bool) -> Iterator[Figure]:
     programs, config = pipeline.programs, pipeline.info.config
     labels = reference["labels"][:batch]
-    conditions = Conditions(programs, config, labels, np.array(TIMESTEPS))
     program = programs[CACHED_STEP if CACHED_STEP in programs else STEP]
     guided = combinations(config.in_channels, min(CHANNELS, config.in_channels), SCALE)
     for mode in modes(config):
+        conditions = Conditions(programs, config, labels, np.array(TIMESTEPS), mode == "guided")
         combination = guided if mode == "guided" else np.ones((1, config.in_channels), np.float32)
         for step, timestep in enumerate(TIMESTEPS):
             outputs = program.run(

@@ -8,13 +8,11 @@ import numpy as np
 from PIL import Image
 
 from paddle_dit.deploy.backends import Program, Settings, choose_backend
-from paddle_dit.deploy.engine import PROGRAMS, EngineInfo
+from paddle_dit.deploy.engine import PROGRAMS, SAVED, EngineInfo
 from paddle_dit.deploy.loop import draw_latents
-from paddle_dit.deploy.specs import CACHED_STEP, CONDITIONING, DECODER, program_specs
+from paddle_dit.deploy.specs import DECODER, program_specs
 from paddle_dit.diffusion.options import SamplingOptions, check_draw
 from paddle_dit.models.tiling import LARGEST_TILE, decode_batches
-
-SAVED = (CONDITIONING, CACHED_STEP, DECODER)
 
 
 @dataclass(frozen=True)

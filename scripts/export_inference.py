@@ -12,6 +12,7 @@ from typing import Literal
 
 from paddle_dit import runtime
 from paddle_dit.cli import parse
+from paddle_dit.deploy.backends import Settings, find_backend
 from paddle_dit.errors import entry_point
 
 
@@ -44,12 +45,12 @@ def main() -> None:
     """Load, export, report."""
     options = parse(Options, description=__doc__)
     runtime.prepare()
-    from paddle_dit.deploy.backends import Settings
+    device = options.device or ("gpu:0" if options.backend.endswith("tensorrt") else "cpu")
+    settings = Settings(options.precision, options.max_batch_size, (device,), options.cuda_graph)
+    find_backend(options.backend).check(settings)
     from paddle_dit.deploy.export import export
     from paddle_dit.generation import load_generator
 
-    device = options.device or ("gpu:0" if options.backend.endswith("tensorrt") else "cpu")
-    settings = Settings(options.precision, options.max_batch_size, (device,), options.cuda_graph)
     source = load_generator(options.pipeline, options.vae, options.weights)
     info = export(source, str(options.pipeline), options.output, options.backend, settings, report=print)
     print(f"{len(info.parity)} comparisons with the model are within their limits")

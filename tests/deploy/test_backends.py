@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+
+from paddle_dit.deploy.backends import BACKENDS, Settings, choose_backend, explained, find_backend
+from paddle_dit.deploy.export import build_pipeline, build_programs
+from paddle_dit.deploy.onnx_runtime import ReplayedProgram
+from paddle_dit.deploy.pipeline import InferencePipeline
+from paddle_dit.deploy.predictor import as_predictor
+from paddle_dit.deploy.specs import MODEL
+from paddle_dit.diffusion.options import SamplingOptions
+from paddle_dit.errors import ConfigError, DeployError
+from paddle_dit.generation import generate_latents
+from paddle_dit.runtime import has_gpu
+
+OPTIONS = SamplingOptions("ddpm", 4, 2.0, seed=3)
+needs_no_gpu = pytest.mark.skipif(has_gpu(), reason="what is refused without a GPU")
+
+
+@pytest.fixture(scope="module")
+def wanted(source):
+    return generate_latents(source.model, [1, 2, 3], OPTIONS)
+
+
+def assert_equal(drawn, wanted):
+    np.testing.assert_allclose(drawn, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", ["static", "paddle"])
+def test_every_backend_draws_the_same(source, wanted, name, tmp_path):
+    pipe = build_pipeline(source, name, settings=Settings(max_batch_size=3), folder=tmp_path)
+    assert_equal(pipe.draw_latents([1, 2, 3], OPTIONS), wanted)
+    np.testing.assert_allclose(pipe.decode(wanted), build_pipeline(source, "dygraph").decode(wanted), atol=1)
+
+
+def test_a_program_draws_in_the_place_of_a_model(source, wanted):
+    programs = build_programs(source, "static", (MODEL,), Settings())
+    assert_equal(generate_latents(as_predictor(programs[MODEL], source.info.config), [1, 2, 3], OPTIONS), wanted)
+
+
+def test_fixed_addresses_give_the_same(exported, pipeline):
+    folder, settings = exported[0] / "programs", Settings(cuda_graph=True)
+    programs = {
+        name: ReplayedProgram(folder / f"{name}.onnx", settings, ["CPUExecutionProvider"]) for name in pipeline.programs
+    }
+    replayed = InferencePipeline(pipeline.info, programs)
+    for labels in ([1, 2, 3], [4], [5, 6, 7]):
+        found = replayed.draw_latents(labels, OPTIONS)
+        np.testing.assert_array_equal(found, pipeline.draw_latents(labels, OPTIONS))
+
+
+def test_an_unknown_backend_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'onnxruntime'"):
+        find_backend("onnxrutime")
+
+
+def test_a_backend_that_is_not_installed_is_named_with_the_mend(monkeypatch):
+    monkeypatch.setitem(BACKENDS, "onnxruntime", ("paddle_dit.deploy.absent", "Absent", "onnxruntime"))
+    with pytest.raises(DeployError, match="pip install onnxruntime"):
+        find_backend("onnxruntime")
+
+
+@needs_no_gpu
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("paddle-tensorrt", {"devices": ("gpu:0",)}, "no TensorRT"),
+        ("onnxruntime-tensorrt", {"devices": ("gpu:0",)}, "TensorrtExecutionProvider"),
+        ("onnxruntime-tensorrt", {}, "--device gpu:0"),
+        ("onnxruntime", {"devices": ("gpu:0",)}, "CUDAExecutionProvider"),
+        ("onnxruntime", {"precision": "bf16"}, "fp16"),
+        ("onnxruntime", {"cuda_graph": True}, "--cuda-graph"),
+        ("paddle", {"devices": ("gpu:0",)}, "no GPU"),
+        ("paddle", {"precision": "fp16"}, "use fp32"),
+        ("paddle", {"cuda_graph": True}, "--cuda-graph"),
+        ("static", {"precision": "bf16"}, "use fp32"),
+    ],
+)
+def test_what_cannot_run_here_is_refused_in_one_line(name, settings, said):
+    with pytest.raises((ConfigError, DeployError), match=said) as refusal:
+        find_backend(name).check(Settings(**settings))
+    assert "\n" not in str(refusal.value)
+
+
+@needs_no_gpu
+@pytest.mark.parametrize(("name", "plain"), [("onnxruntime-tensorrt", "onnxruntime"), ("paddle-tensorrt", "paddle")])
+def test_there_is_a_fallback_only_where_it_is_asked_for(name, plain):
+    settings = Settings("fp16", devices=("gpu:0",), cuda_graph=True)
+    with pytest.raises(DeployError, match="--fallback"):
+        choose_backend(name, {}, settings, fallback=False)
+    backend, settings = choose_backend(name, {}, settings, fallback=True)
+    assert (backend.name, settings.device, settings.precision, settings.cuda_graph) == (plain, "cpu", "fp32", False)
+
+
+def test_paddles_programs_are_for_the_version_that_wrote_them():
+    with pytest.raises(DeployError, match=r"paddle 3\.0\.0 \(here"):
+        choose_backend("paddle", {"paddle": "3.0.0"}, Settings(), fallback=False)
+    assert choose_backend("onnxruntime", {"onnxruntime": "1.20.0"}, Settings(), fallback=False)[0].name == "onnxruntime"
+
+
+@pytest.mark.parametrize("settings", [{"precision": "int8"}, {"max_batch_size": 0}, {"devices": ("gpu:0", "gpu:1")}])
+def test_settings_that_cannot_be_are_refused(settings):
+    with pytest.raises(ConfigError):
+        Settings(**settings)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no room"), RuntimeError("Failed to allocate memory for requested buffer of size 9")]
+)
+def test_too_little_memory_is_said_with_the_mend(error):
+    with pytest.raises(DeployError, match="--batch-size"), explained():
+        raise error
+
+
+def test_other_errors_of_a_backend_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="something else"), explained():
+        raise RuntimeError("something else")

@@ -1,0 +1,103 @@
+import os
+import subprocess
+import sys
+import venv
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from paddle_dit.deploy.export import build_pipeline
+from paddle_dit.diffusion.options import SamplingOptions
+from paddle_dit.errors import ConfigError
+from paddle_dit.generation import draw_images
+from paddle_dit.runtime import peak_rss
+
+from ..conftest import ROOT
+from .conftest import make_source
+
+# Draws in a process where none of these can be imported.
+WITHOUT = """
+import sys
+for name in ("paddle", "paddlenlp", "ppdiffusers", "torch", "safetensors", "onnx"):
+    sys.modules[name] = None
+from paddle_dit.deploy import InferencePipeline
+pipe = InferencePipeline.from_pretrained(sys.argv[1])
+drawn = pipe(class_labels=["digit 3", 1], num_inference_steps=3, guidance_scale=2.0, seed=4)
+drawn.images[0].save(sys.argv[2])
+"""
+
+
+def test_images_are_those_of_generation(source, pipeline):
+    options = SamplingOptions("ddim", 5, 2.0, seed=4)
+    wanted = draw_images(source, [3, 1, 4, 1, 5], options, batch_size=3, first_index=6)
+    drawn = pipeline(["digit 3", 1, "4", 1, 5], 5, 2.0, 4, first_index=6)  # more than the engine takes at once
+    assert [image.size for image in drawn.images] == [(32, 32)] * 5
+    assert np.abs(drawn.pixels.astype(int) - wanted).max() <= 1
+    np.testing.assert_array_equal(np.array(drawn.images[2]), drawn.pixels[2])
+    alone = pipeline([1], 5, 2.0, 4, first_index=7)
+    assert np.abs(alone.pixels.astype(int) - wanted[1]).max() <= 1
+
+
+def test_the_sampler_is_chosen_at_run_time(pipeline):
+    drawn = [
+        pipeline([3], 4, **options).latents
+        for options in ({}, {"sampler": "ddpm"}, {"sampler": "dpm-solver++"}, {"eta": 0.5}, {"guidance_channels": 4})
+    ]
+    assert all(np.abs(one - drawn[0]).max() > 1e-3 for one in drawn[1:])
+    with pytest.raises(ConfigError, match="Did you mean 'ddim'"):
+        pipeline([3], sampler="dim")
+    with pytest.raises(ConfigError, match="no class is called"):
+        pipeline(["cat"])
+
+
+def test_large_latents_are_decoded_in_tiles():
+    source = make_source(sample_size=(144, 8), depth=1)
+    wanted = draw_images(source, [1], SamplingOptions("ddim", 2, 1.0))
+    drawn = build_pipeline(source, "dygraph")([1], 2, 1.0, sampler="ddim")
+    np.testing.assert_allclose(drawn.pixels, wanted, atol=1)
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "static"])
+def test_eight_threads_draw_what_one_draws(source, pipeline, kind):
+    pipe = pipeline if kind == "onnxruntime" else build_pipeline(source, "static")
+    calls = [([seed % 10] * (1 + seed % 3), 4, 2.0, seed) for seed in range(24)]
+    serial = [pipe(*call).latents for call in calls]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda call: pipe(*call).latents, calls))
+    for one, other in zip(serial, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_no_paddle_is_needed(exported, tmp_path, pipeline):
+    command = [sys.executable, "-c", WITHOUT, str(exported[0]), str(tmp_path / "image.png")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    from PIL import Image
+
+    wanted = pipeline(["digit 3", 1], 3, 2.0, 4).pixels[0]
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "image.png")), wanted)
+
+
+@pytest.mark.slow
+def test_an_environment_of_three_packages_is_enough(exported, tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "-q", "numpy", "pillow", "onnxruntime"]
+    if subprocess.run(install, capture_output=True, check=False).returncode != 0:
+        pytest.skip("no package index can be reached")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [python, "-c", WITHOUT, str(exported[0]), str(tmp_path / "image.png")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "image.png").stat().st_size > 100
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_500_calls(pipeline):
+    for seed in range(50):
+        pipeline([1, 2, 3], 4, 2.0, seed)
+    before = peak_rss()
+    for seed in range(500):
+        pipeline([seed % 10] * (1 + seed % 3), 2 + seed % 3, 1.0 + seed % 2, seed)
+    assert peak_rss() - before < 2**24

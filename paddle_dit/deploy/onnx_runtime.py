@@ -35,8 +35,8 @@ class OnnxRuntimeProgram:
 
     def run(self, inputs: Mapping, *, keep: bool = False) -> dict:
         """See :class:`~paddle_dit.deploy.backends.Program`."""
-        binding = self._session.io_binding()
-        for name, value in inputs.items():
+        binding, inputs = self._session.io_binding(), {name: in_a_row(value) for name, value in inputs.items()}
+        for name, value in inputs.items():  # whose memory is used as it is, not copied
             if isinstance(value, np.ndarray):
                 binding.bind_cpu_input(name, value)
             else:
@@ -61,25 +61,24 @@ class ReplayedProgram(OnnxRuntimeProgram):
 
     def run(self, inputs: Mapping, *, keep: bool = False) -> dict:
         """See :class:`~paddle_dit.deploy.backends.Program`."""
-        arrays = {name: as_array(value) for name, value in inputs.items()}
-        shapes = tuple((name, array.shape) for name, array in arrays.items())
+        shapes = tuple((name, shape_of(value)) for name, value in inputs.items())
         with self._turn, explained():
             if shapes not in self._captured:
-                self._captured[shapes] = self._capture(inputs, arrays)
+                self._captured[shapes] = self._capture(inputs)
             fixed, binding, options = self._captured[shapes]
-            for name, array in arrays.items():
-                fixed[name].update_inplace(array)
+            for name, value in inputs.items():
+                fixed[name].update_inplace(value)
             self._session.run_with_iobinding(binding, options)
-            outputs = {
-                name: value.numpy().copy() for name, value in zip(self._outputs, binding.get_outputs(), strict=True)
-            }
+            found = zip(self._outputs, binding.get_outputs(), strict=True)
+            outputs = {name: value.numpy().copy() for name, value in found}
         return {name: self._placed(array) for name, array in outputs.items()} if keep else outputs
 
-    def _capture(self, inputs: Mapping, arrays: Mapping[str, np.ndarray]) -> tuple:
+    def _capture(self, inputs: Mapping) -> tuple:
         binding, options = self._session.io_binding(), onnxruntime.RunOptions()
         if self._place[0] != "cpu":
             options.add_run_config_entry("gpu_graph_id", str(len(self._captured) + 1))
-        fixed = {name: self._placed(array) for name, array in arrays.items()}
+        arrays = {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in inputs.items()}
+        fixed = {name: self._placed(array.copy()) for name, array in arrays.items()}  # on the CPU it keeps the array
         for name, value in fixed.items():
             binding.bind_ortvalue_input(name, value)
         for name, value in super().run(inputs, keep=True).items():
@@ -90,9 +89,14 @@ class ReplayedProgram(OnnxRuntimeProgram):
         return onnxruntime.OrtValue.ortvalue_from_numpy(array, *self._place)
 
 
-def as_array(value) -> np.ndarray:
-    """Return an array whose numbers lie in a row, or what is in a kept value."""
-    return np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value.numpy()
+def shape_of(value) -> tuple[int, ...]:
+    """Return the shape of an array or of a kept value."""
+    return tuple(value.shape if isinstance(value, np.ndarray) else value.shape())
+
+
+def in_a_row(value):
+    """Return an array whose numbers lie in a row, or a kept value as it is."""
+    return np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
 
 
 class OnnxRuntime:

@@ -3,6 +3,7 @@
 import platform
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +15,7 @@ from paddle_dit import __version__
 from paddle_dit.deploy.parity import check, load_reference
 from paddle_dit.deploy.pipeline import InferencePipeline
 from paddle_dit.diffusion.options import SamplingOptions
-from paddle_dit.pictures import choose_folder, save_images
+from paddle_dit.pictures import hold_folder, save_images
 from paddle_dit.runtime import peak_rss
 
 
@@ -65,13 +66,14 @@ def infer(options: InferOptions, report: Callable[[str], object] = print) -> Non
         ConfigError: options that cannot be.
         DeployError: an engine that cannot be used, or that does not compute what it should.
     """
-    folder = None if options.verify and not options.class_labels else choose_folder(options.output, options.overwrite)
-    pipeline = InferencePipeline.from_pretrained(options.model, threads=options.threads, fallback=options.fallback)
-    if options.verify:
-        figures = check(pipeline, load_reference(options.model), report)
-        report(f"{options.model}: {len(figures)} comparisons within their limits")
-    if folder is not None:
-        _draw(pipeline, options, folder, report)
+    draws = bool(options.class_labels) or not options.verify
+    with hold_folder(options.output, options.overwrite) if draws else nullcontext() as folder:
+        pipeline = InferencePipeline.from_pretrained(options.model, threads=options.threads, fallback=options.fallback)
+        if options.verify:
+            figures = check(pipeline, load_reference(options.model), report)
+            report(f"{options.model}: {len(figures)} comparisons within their limits")
+        if draws:
+            _draw(pipeline, options, folder, report)
 
 
 def _draw(pipeline: InferencePipeline, options: InferOptions, folder: Path, report: Callable[[str], object]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import paddle
 
 from paddle_dit.checkpoint import fingerprint
 from paddle_dit.conversion.formats import MODEL_INDEX
@@ -134,6 +135,8 @@ def export(
     if output.exists():
         raise DeployError(f"{output} exists; choose another --output, or remove it")
     find_backend(backend_name).check(settings)
+    # A GPU's TF32 would blur the reference, and on it attention is traced as one kernel, which no compiler takes apart.
+    paddle.set_device("cpu")
     info = describe_engine(source, origin, backend_name, settings)
     reference = make_reference(source, settings.max_batch_size)
     with appears_whole(output) as partial:

@@ -1,4 +1,4 @@
-"""The commands and the snippet of README.md, run as written but for the sizes, in a folder laid out as README says."""
+"""The commands and the snippets of README.md, run as written but for the sizes, in a folder laid out as README says."""
 
 import json
 import os
@@ -115,12 +115,12 @@ def run(folder, command):
 
 def test_commands_and_snippet_run_as_written(folder):
     ran = [line for line in commands() if "benchmarks/" not in line]
-    assert len(ran) == 23
+    assert len(ran) == 26
     for line in ran:
         program, *arguments = shlex.split(smaller(line))
         run(folder, [{"python": sys.executable}.get(program, program), *arguments])
-    (snippet,) = blocks("python")
-    run(folder, [sys.executable, "-c", smaller(snippet)])
+    for snippet in blocks("python"):
+        run(folder, [sys.executable, "-c", smaller(snippet)])
     written = [
         "data/imagenet256/preview.png",
         "outputs/data.png",
@@ -133,6 +133,7 @@ def test_commands_and_snippet_run_as_written(folder):
         "results-trainer/checkpoint-1",
         "DiT_XL_2_256/model_index.json",
         "outputs/samples/grid.png",
+        "deploy/DiT_XL_2_256/deploy.json",
         "samples/samples.npz",
         "samples/metrics.json",
         "imagenet256-val.npz",

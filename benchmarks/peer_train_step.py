@@ -5,28 +5,28 @@ Runs in a process of its own, so that the two frameworks share neither threads n
     python benchmarks/peer_train_step.py DiT-S/4 16
 """
 
-import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
+from turns import serve
 
 from paddle_dit.config import DiTConfig
 from paddle_dit.diffusion.schedule import Schedule
+from paddle_dit.runtime import peak_rss
 
 
-def serve(step: Callable[[], None], parameters: int) -> None:
-    """Answer each line on stdin by one step: its seconds, and the peak memory of this process so far."""
-    print(json.dumps({"parameters": parameters}), flush=True)
-    for _ in sys.stdin:
+def timed(step: Callable[[], None]) -> Callable[[], dict]:
+    """Return a function that makes a step and tells its seconds, and the peak memory of this process so far."""
+
+    def answer() -> dict:
         start = time.perf_counter()
         step()
-        seconds = time.perf_counter() - start
-        mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "mebibytes": mebibytes}), flush=True)
+        return {"seconds": time.perf_counter() - start, "mebibytes": peak_rss() / 2**20}
+
+    return answer
 
 
 def hybrid_loss(torch, tables: dict, x0, timesteps, noise, predict):
@@ -53,8 +53,8 @@ def hybrid_loss(torch, tables: dict, x0, timesteps, noise, predict):
     return ((noise - predicted) ** 2).mean() + bound.mean() / math.log(2.0)
 
 
-def main(name: str, batch_size: int) -> None:
-    """Build the model and serve its steps."""
+def build(name: str, batch_size: int) -> tuple[Callable[[], dict], dict]:
+    """Return what :func:`turns.serve` wants."""
     import torch
     from diffusers import DiTTransformer2DModel
 
@@ -86,8 +86,8 @@ def main(name: str, batch_size: int) -> None:
         with torch.no_grad():
             torch._foreach_lerp_(shadow, weights, 1e-4)
 
-    serve(step, sum(weight.numel() for weight in weights))
+    return timed(step), {"parameters": sum(weight.numel() for weight in weights)}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    serve(lambda: build(sys.argv[1], int(sys.argv[2])))

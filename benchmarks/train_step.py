@@ -8,23 +8,20 @@ turns of the peer's seconds divided by ours: above 1 ours is faster. Trust it on
 processes compete for the cores, PyTorch loses several times more than we do.
 """
 
-import json
 import os
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from turns import FOLDER, Worker, peer_is_missing, serve
 
 from paddle_dit import runtime
 from paddle_dit.cli import parse
 from paddle_dit.config import DiTConfig
-from paddle_dit.errors import PaddleDiTError, entry_point
+from paddle_dit.errors import entry_point
 
-FOLDER = Path(__file__).resolve().parent
 SERVE, SHARES = "serve", "shares"
-PAUSE = 0.3  # seconds between turns: idle OpenMP threads spin for 0.2 s and would slow the other's start
 
 
 @dataclass
@@ -45,56 +42,32 @@ class Options:
     """Interpreter that has torch and diffusers (requirements/peers.txt)."""
 
 
-class Worker:
+class Framework:
     """A process that makes a training step whenever it is asked."""
 
     def __init__(self, name: str, command: list[str], threads: int):
-        paths = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._worker = Worker(name, command, {"OMP_NUM_THREADS": str(threads)})
         self.name, self.seconds, self.mebibytes = name, [], 0.0
-        self.process = subprocess.Popen(command, env=environment, **pipes)
-        self.parameters = self._answer()["parameters"]
-
-    def _answer(self) -> dict:
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        raise PaddleDiTError(
-            f"the process of '{self.name}' ended (exit code {self.process.wait()}); its message is above"
-        )
+        self.parameters = self._worker.hello()["parameters"]
 
     def step(self, *, timed: bool = True) -> None:
         """Have one step made, and keep its time unless it is a warm-up."""
-        time.sleep(PAUSE)
-        print("step", file=self.process.stdin, flush=True)
-        answer = self._answer()
+        answer = self._worker.ask()
         self.mebibytes = answer["mebibytes"]
         self.seconds += [answer["seconds"]] if timed else []
 
     def close(self) -> None:
         """End the process."""
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def peer_is_missing(python: str) -> str | None:
-    """Return why the peer cannot run in that interpreter, or None."""
-    probe = "import numpy, torch; from diffusers import DiTTransformer2DModel"
-    try:
-        found = subprocess.run([python, "-c", probe], capture_output=True, text=True)
-    except OSError as error:
-        return f"{python}: {error.strerror}"
-    return None if found.returncode == 0 else found.stderr.strip().splitlines()[-1]
+        self._worker.close()
 
 
 def measure(options: Options, model: str, with_peer: bool) -> None:
     """Print a line per framework for one model."""
     arguments = [model, str(options.batch_size)]
-    workers = [Worker("paddle_dit", [sys.executable, __file__, SERVE, *arguments], options.threads)]
+    workers = [Framework("paddle_dit", [sys.executable, __file__, SERVE, *arguments], options.threads)]
     if with_peer:
         peer = [options.peer_python, str(FOLDER / "peer_train_step.py"), *arguments]
-        workers.append(Worker("diffusers (PyTorch)", peer, options.threads))
+        workers.append(Framework("diffusers (PyTorch)", peer, options.threads))
     for turn in range(-2, options.rounds):
         for worker in workers:
             worker.step(timed=turn >= 0)
@@ -160,10 +133,11 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [SERVE]:
-        from peer_train_step import serve
+        from peer_train_step import timed
 
         training_step, step = make_ours(sys.argv[2], int(sys.argv[3]))
-        serve(step, sum(weight.size for weight in training_step.model.parameters()))
+        parameters = sum(weight.size for weight in training_step.model.parameters())
+        serve(lambda: (timed(step), {"parameters": parameters}))
     elif sys.argv[1:2] == [SHARES]:
         from train_variants import print_shares
 

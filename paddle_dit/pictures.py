@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -79,35 +79,46 @@ def hold_folder(output: Path | None, overwrite: bool) -> Iterator[Path]:
     Raises:
         ConfigError: the folder cannot be written, is in use, or holds an earlier set that may not be replaced.
     """
-    folder, lock = _claim(output, overwrite)
-    try:
-        yield folder
-    finally:
-        (folder / LOCK).unlink(missing_ok=True)
-        lock.release()
-        with suppress(OSError):
-            folder.rmdir()  # where nothing was written
+    with ExitStack() as held:
+        yield _claim(output, overwrite, held)
 
 
-def _claim(output: Path | None, overwrite: bool) -> tuple[Path, FolderLock]:
+def _claim(output: Path | None, overwrite: bool, held: ExitStack) -> Path:
     number, names_one = 0, output is not None or overwrite
     while True:
         number += 1
         folder = output or DEFAULT_FOLDER.with_name(DEFAULT_FOLDER.name + (f"-{number}" if number > 1 else ""))
         check_writable(folder, "--output")
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FolderLock(folder, "--output")
-        except ConfigError:
-            if names_one:
-                raise
-            continue
-        if overwrite or not earlier_set(folder):
-            return folder, lock
-        (folder / LOCK).unlink()
-        lock.release()
+        with ExitStack() as attempt:
+            try:
+                attempt.enter_context(_locked(folder))
+            except ConfigError:
+                if names_one:
+                    raise
+                continue
+            if overwrite or not earlier_set(folder):
+                held.push(attempt.pop_all())
+                return folder
         if names_one:
             raise ConfigError(f"{folder} holds an earlier set of images; choose another --output or pass --overwrite")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder, making it if need be; what was made goes at the end, unless something was written."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FolderLock(folder, "--output")
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            lock.release()
+    finally:
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
 
 
 def earlier_set(folder: Path) -> list[Path]:

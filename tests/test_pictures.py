@@ -80,6 +80,15 @@ def test_a_folder_that_another_process_is_about_to_fill_is_not_shared(tmp_path, 
     assert not second.exists(), "nothing was written into it"
 
 
+def test_where_nothing_is_written_nothing_is_left(tmp_path):
+    with pytest.raises(ZeroDivisionError), hold_folder(tmp_path / "a" / "b", overwrite=False):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    with hold_folder(tmp_path, overwrite=False):
+        pass
+    assert tmp_path.exists(), "it was there before"
+
+
 @pytest.mark.parametrize("left", ["000003.png", "samples.json", "grid.png", "samples.npz"])
 def test_what_is_left_of_a_set_counts(tmp_path, left):
     (tmp_path / left).touch()

@@ -43,6 +43,7 @@ def test_a_run_becomes_a_pipeline(run_folder, tmp_path, run_command):
     assert index["scheduler"] == ["ppdiffusers", "DDPMScheduler"]
 
 
+@pytest.mark.slow
 def test_the_printed_snippet_runs(run_folder, tmp_path, run_command):
     output = tmp_path / "pipe"
     names = tmp_path / "names.json"

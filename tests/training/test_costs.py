@@ -140,7 +140,12 @@ def measure_process(preset, samples, recompute):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     ("preset", "samples", "recompute"),
-    [("DiT-S/8", 32, 0), ("DiT-S/4", 16, 2), ("DiT-S/4", 16, 1), ("DiT-S/2", 4, 0)],
+    [
+        ("DiT-S/8", 32, 0),
+        ("DiT-S/4", 16, 2),
+        pytest.param("DiT-S/4", 16, 1, marks=pytest.mark.slow),
+        pytest.param("DiT-S/2", 4, 0, marks=pytest.mark.slow),
+    ],
 )
 def test_activations_are_what_a_process_grows_by(monkeypatch, preset, samples, recompute):
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # every tensor goes back to the system when it is freed

@@ -183,7 +183,7 @@ class Ladder:
         return Path(self._job.folder) / f"drawn-{name}.npz"
 
     def _arrays(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        with np.load(self._drawn(name)) as file:
+        with np.load(self._drawn(name), allow_pickle=False) as file:
             return file["latents"], file["pixels"]
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 Anything else that is raised is a bug and keeps its traceback.
 """
 
+import atexit
 import difflib
 import errno
 import functools
@@ -83,21 +84,48 @@ def entry_point(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def run(*args, **kwargs) -> None:
         try:
-            main(*args, **kwargs)
-        except PaddleDiTError as error:
-            sys.stdout.flush()
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            sys.exit(2)
-        except BrokenPipeError:  # of "| head": whoever read the output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
-            sys.exit(128 + signal.SIGPIPE)
-        except OSError as error:
-            if error.errno not in _MENDS:
-                raise
-            print(f"error: {error.filename or 'a file'}: {error.strerror}; {_MENDS[error.errno]}", file=sys.stderr)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            print("stopped", file=sys.stderr)
-            sys.exit(130)
+            _in_one_line(main, *args, **kwargs)
+        finally:
+            distributed = sys.modules.get("paddle.distributed")
+            if distributed and distributed.is_initialized():
+                _leave_the_others(sys.exc_info()[1])
 
     return run
+
+
+def _in_one_line(main: Callable[..., None], *args, **kwargs) -> None:
+    try:
+        main(*args, **kwargs)
+    except PaddleDiTError as error:
+        sys.stdout.flush()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # of "| head": whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in _MENDS:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}; {_MENDS[error.errno]}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _leave_the_others(error: BaseException | None) -> None:
+    """End this process as Python would, but leave out what C++ does at the end of a process.
+
+    The thread in which Paddle's rank 0 serves the others outlives what it logs with: it aborts, with exit code -6,
+    where another rank hangs up at that moment.
+    """
+    status = 0
+    if isinstance(error, SystemExit):
+        status = int(error.code or 0)
+    elif error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+        status = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

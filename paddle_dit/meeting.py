@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from paddle_dit.errors import DataError
+from paddle_dit.errors import DataError, PaddleDiTError
 from paddle_dit.files import read_json, write_json
 from paddle_dit.folder_lock import LOCK, FolderLock
 
@@ -75,6 +75,9 @@ class Work(Protocol):
     @property
     def num_parts(self) -> int:
         """How many parts there are, numbered from 0."""
+
+    def span(self, number: int) -> range:
+        """Return the items of a part."""
 
     def is_whole(self) -> bool:
         """Say whether the finished result is there already; DataError where the folder holds another."""
@@ -256,6 +259,62 @@ class Meeting:
             f"waiting for {len(missing)} parts of rank {', '.join(map(str, ranks))}: none was finished for "
             f"{seconds:.0f} s; if such a rank has died, stop this one and run the same command again"
         )
+
+
+class SharedJob:
+    """Work in the making, seen from one of the processes that share it; a context manager. Rank 0 holds the folder.
+
+    Attributes:
+        is_main: whether this process begins and finishes the work.
+        total: items in all.
+        done: items that earlier starts finished; known after :meth:`begin`.
+        whole: whether the finished result is there; likewise.
+
+    Args:
+        work: what is written.
+        total: items in all.
+        place: of this process.
+        report: is told, in a line, what is unusual.
+    """
+
+    def __init__(self, work: Work, total: int, place: Place, report: Callable[[str], None]) -> None:
+        self.is_main, self.total, self.done, self.whole = place.is_main, total, 0, False
+        self._spans, self._meeting = work.span, Meeting(work, place, report)
+        self._told = self._current = 0  # items: all that were told of, and those of the present part
+
+    def begin(self, stop: Stop = lambda: False) -> None:
+        """Claim the folder; on other ranks, wait until rank 0 has.
+
+        Args:
+            stop: says whether to stop.
+
+        Raises:
+            ConfigError: another process writes into the folder.
+            DataError: the folder holds something else or cannot be written, or rank 0 does not begin.
+            StoppedError: ``stop`` said so.
+        """
+        self._meeting.hold()
+        self.whole = self._meeting.begin(stop)
+        self._told = self.done = self.total if self.whole else self._count(self._meeting.finished)
+
+    def __enter__(self) -> "SharedJob":
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, *_: object) -> None:
+        """Let others have the folder; tell rank 0 what went wrong."""
+        if isinstance(error, PaddleDiTError):
+            self._meeting.fail(error)
+        self._meeting.close()
+
+    def _tell(self, advance: Callable[[float], object]) -> None:
+        """Tell how many more items are done: of finished parts, whoever wrote them, and of the present one."""
+        now = max(self._told, self._count(self._meeting.done()) + self._current)
+        advance(now - self._told)
+        self._told = now
+
+    def _count(self, numbers: frozenset[int]) -> int:
+        return sum(len(self._spans(number)) for number in numbers)
 
 
 def _may_live(notice: dict) -> bool:

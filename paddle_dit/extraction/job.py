@@ -22,11 +22,11 @@ from paddle_dit.data.npy import non_finite_rows
 from paddle_dit.data.shards import PLAN, StorePlan, Summary
 from paddle_dit.data.store import PackedStore
 from paddle_dit.data.store_index import INDEX, differing, new_index, plain_name, read_index, shard_files
-from paddle_dit.errors import DataError, PaddleDiTError
+from paddle_dit.errors import DataError
 from paddle_dit.extraction.encoding import Encoder
 from paddle_dit.extraction.options import ExtractionOptions
 from paddle_dit.extraction.summary import PREVIEW, write_preview
-from paddle_dit.meeting import Meeting, Place, Stop
+from paddle_dit.meeting import Place, SharedJob, Stop
 from paddle_dit.models.vae import find_vae, load_vae
 
 _BLOCK = 4096  # bytes, of which file systems give a small file at least one
@@ -65,6 +65,9 @@ class _StoreWork:
     def num_parts(self) -> int:
         return self.plan.num_shards
 
+    def span(self, number: int) -> range:
+        return self.plan.span(number)
+
     def begin(self) -> bool:
         return shards.begin(self.folder, self.plan)
 
@@ -75,7 +78,7 @@ class _StoreWork:
         return shards.sidecars(self.folder)
 
 
-class Extraction:
+class Extraction(SharedJob):
     """A packed store of features in the making; a context manager. On rank 0 it holds the folder.
 
     Attributes:
@@ -104,34 +107,17 @@ class Extraction:
     ) -> None:
         options.check()
         self._options, self._report = options, report
-        self._place = place or Place.from_environment()
-        self.is_main = self._place.is_main
-        self.images = find_images(options.data_path, report if self.is_main else lambda line: None)
+        place = place or Place.from_environment()
+        self.images = find_images(options.data_path, report if place.is_main else lambda line: None)
         vae = load_vae(options.vae, options.scaling_factor)
         self.encoder = Encoder(vae, options.image_size, options.store, options.seed, options.precision, report)
-        self._warn_of_odd_latents()
-        self.total, self.done, self.whole = len(self.images), 0, False
         self.seconds = self.waited = 0.0
-        self._told = self._current = 0  # images
-        self._plan = self._make_plan()
-        self._meeting = Meeting(_StoreWork(options.folder, self._plan, self._is_whole), self._place, report)
+        self._plan = self._make_plan(len(self.images))
+        work = _StoreWork(options.folder, self._plan, self._is_whole)
+        super().__init__(work, len(self.images), place, report)
+        self._warn_of_odd_latents()
         if self.is_main and not self._is_whole():
             self._check_space()
-
-    def begin(self, stop: Stop = lambda: False) -> None:
-        """Claim the folder; on other ranks, wait until rank 0 has.
-
-        Args:
-            stop: says whether to stop.
-
-        Raises:
-            ConfigError: another process writes into the folder.
-            DataError: the folder holds something else or cannot be written, or rank 0 does not begin.
-            StoppedError: ``stop`` said so.
-        """
-        self._meeting.hold()
-        self.whole = self._meeting.begin(stop)
-        self._told = self.done = self.total if self.whole else self._count(self._meeting.finished)
 
     def run(self, advance: Advance = lambda amount: None, stop: Stop = lambda: False) -> Result | None:
         """Write what is left of this process's share; on rank 0 wait for the others, finish, and return the store.
@@ -159,25 +145,6 @@ class Extraction:
             write_preview(store, self.images, self._options.image_size, self.encoder.vae)
         return Result(store, summary)
 
-    def __enter__(self) -> "Extraction":
-        """Return itself."""
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, *_: object) -> None:
-        """Let others have the folder; tell rank 0 what went wrong."""
-        if isinstance(error, PaddleDiTError):
-            self._meeting.fail(error)
-        self._meeting.close()
-
-    def _tell(self, advance: Advance) -> None:
-        """Tell how many more images are done: of finished shards, whoever wrote them, and of the present one."""
-        now = max(self._told, self._count(self._meeting.done()) + self._current)
-        advance(now - self._told)
-        self._told = now
-
-    def _count(self, numbers: frozenset[int]) -> int:
-        return sum(len(self._plan.span(number)) for number in numbers)
-
     def _warn_of_odd_latents(self) -> None:
         side, size = self.encoder.sample_shape[1], self._options.image_size
         if self.is_main and side % 2:
@@ -187,7 +154,7 @@ class Extraction:
                 f" {size - step} or {size + step} pixels would do"
             )
 
-    def _make_plan(self) -> StorePlan:
+    def _make_plan(self, total: int) -> StorePlan:
         options, encoder = self._options, self.encoder
         index = new_index(
             sample_shape=encoder.sample_shape,
@@ -209,7 +176,7 @@ class Extraction:
             "device": encoder.device,
             "threads": int(os.environ.get("OMP_NUM_THREADS", "1")),
         }
-        return StorePlan(index, self.total, options.shard_size, {})
+        return StorePlan(index, total, options.shard_size, {})
 
     def _is_whole(self) -> bool:
         """Say whether the folder holds the very store that is asked for.

@@ -11,10 +11,9 @@ from collections.abc import Callable
 import numpy as np
 
 from paddle_dit.config import DiTConfig
-from paddle_dit.errors import PaddleDiTError
 from paddle_dit.files import check_writable
 from paddle_dit.generation import draw_batches
-from paddle_dit.meeting import Meeting, Place, Stop
+from paddle_dit.meeting import Place, SharedJob, Stop
 from paddle_dit.randomness import Stream, generator
 from paddle_dit.sampling.drawing import Drawing
 from paddle_dit.sampling.folder import SampleFolder
@@ -42,7 +41,7 @@ def labels_of(count: int, config: DiTConfig, kind: str, seed: int) -> np.ndarray
     return np.fromiter((number * classes >> 64 for number in raw), np.int64, count)
 
 
-class ManyImages:
+class ManyImages(SharedJob):
     """A set of images in the making; a context manager. On rank 0 it holds the folder.
 
     Attributes:
@@ -74,32 +73,13 @@ class ManyImages:
             "output_format": options.output_format,
         }
         self.work = SampleFolder(options.sample_dir, settings, self._labels)
-        place = place or Place.from_environment()
-        self._meeting, self.is_main = Meeting(self.work, place, report), place.is_main
-        self.total, self.done, self._whole = len(self._labels), 0, False
-        self._told = self._current = 0.0
+        super().__init__(self.work, len(self._labels), place or Place.from_environment(), report)
         self._started = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """Seconds since this start began to draw."""
         return time.perf_counter() - self._started
-
-    def begin(self, stop: Stop = lambda: False) -> None:
-        """Claim the folder; on other ranks, wait until rank 0 has.
-
-        Args:
-            stop: says whether to stop.
-
-        Raises:
-            ConfigError: another process writes into the folder.
-            DataError: the folder holds something else or cannot be written, or rank 0 does not begin.
-            StoppedError: ``stop`` said so.
-        """
-        self._meeting.hold()
-        self._whole = self._meeting.begin(stop)
-        self._told = self.done = self.total if self._whole else self._count(self._meeting.finished)
-        self._started = time.perf_counter()
 
     def run(self, advance: Advance = lambda amount: None, stop: Stop = lambda: False) -> None:
         """Draw what is left of this process's share; on rank 0 wait for the others, and finish.
@@ -112,7 +92,8 @@ class ManyImages:
             DataError: the disk is full, or another rank failed; the same command continues.
             StoppedError: ``stop`` said so.
         """
-        if not self._whole:
+        self._started = time.perf_counter()
+        if not self.whole:
             for number in self._meeting.share():
                 self._meeting.check(stop)
                 self._draw_part(number, advance, stop)
@@ -121,16 +102,6 @@ class ManyImages:
                 self.work.finish()
         if self.is_main:
             self.work.clean()
-
-    def __enter__(self) -> "ManyImages":
-        """Return itself."""
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, *_: object) -> None:
-        """Let others have the folder; tell rank 0 what went wrong."""
-        if isinstance(error, PaddleDiTError):
-            self._meeting.fail(error)
-        self._meeting.close()
 
     def _draw_part(self, number: int, advance: Advance, stop: Stop) -> None:
         span, drawing = self.work.span(number), self._drawing
@@ -146,13 +117,4 @@ class ManyImages:
         )
         records = [drawing.record_of(position, labels, span.start) for position in range(len(span))]
         self.work.write_part(number, images, records)
-        self._current = 0.0
-
-    def _tell(self, advance: Advance) -> None:
-        """Tell how much more is done: finished parts, whoever wrote them, and what is drawn of the present one."""
-        now = max(self._told, self._count(self._meeting.done()) + self._current)
-        advance(now - self._told)
-        self._told = now
-
-    def _count(self, numbers: frozenset[int]) -> int:
-        return sum(len(self.work.span(number)) for number in numbers)
+        self._current = 0

@@ -7,14 +7,16 @@ Writes a labelled grid, one PNG per image, and samples.json with everything need
 """
 
 from paddle_dit import runtime
-from paddle_dit.cli import parse
-from paddle_dit.deploy.drawing import InferOptions, infer
 from paddle_dit.errors import entry_point
 
 
 @entry_point
 def main() -> None:
     """Draw and write, or compare."""
+    # Here, so that a package that is missing where an engine was copied to is told in one line.
+    from paddle_dit.cli import parse
+    from paddle_dit.deploy.drawing import InferOptions, infer
+
     options = parse(InferOptions, description=__doc__)
     runtime.prepare()
     infer(options)

@@ -153,14 +153,15 @@ def choose_backend(
         settings = replace(settings, devices=("cpu",), precision="fp32", cuda_graph=False)
         backend = find_backend(FALLBACKS.get(name, name))
         backend.check(settings)
-    if backend.bound and (different := _differences(versions, backend.versions())):
+    if backend.bound and (different := differences(versions, backend.versions())):
         raise DeployError(
             f"the engine was made with {different}; install those versions, or export it again with these"
         )
     return backend, settings
 
 
-def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Return the versions that are not what they were, as text; empty where all are."""
     names = [name for name in now if name in before and before[name] != now[name]]
     return ", ".join(f"{name} {before[name]} (here {now[name]})" for name in names)
 

@@ -12,6 +12,7 @@ import numpy as np
 from tyro.conf import arg
 
 from paddle_dit import __version__
+from paddle_dit.deploy.backends import differences
 from paddle_dit.deploy.parity import check, load_reference
 from paddle_dit.deploy.pipeline import InferencePipeline
 from paddle_dit.diffusion.options import SamplingOptions
@@ -69,6 +70,9 @@ def infer(options: InferOptions, report: Callable[[str], object] = print) -> Non
     draws = bool(options.class_labels) or not options.verify
     with hold_folder(options.output, options.overwrite) if draws else nullcontext() as folder:
         pipeline = InferencePipeline.from_pretrained(options.model, threads=options.threads, fallback=options.fallback)
+        different = differences(pipeline.info.versions, pipeline.versions)
+        if different and not options.verify:
+            report(f"the engine was proven with {different}; --verify compares it with the model again")
         if options.verify:
             figures = check(pipeline, load_reference(options.model), report)
             report(f"{options.model}: {len(figures)} comparisons within their limits")

@@ -52,6 +52,8 @@ class Dygraph:
 
     def check(self, settings: Settings) -> None:
         """See :class:`~paddle_dit.deploy.backends.Backend`."""
+        if settings.precision != "fp32":
+            raise ConfigError(f"programs in memory run in fp32; for {settings.precision} export an engine")
         check_device(settings)
 
     def wrap(self, layer: paddle.nn.Layer, spec: ProgramSpec, settings: Settings) -> PaddleProgram:

@@ -72,7 +72,7 @@ def test_a_backend_that_is_not_installed_is_named_with_the_mend(monkeypatch):
         ("paddle", {"devices": ("gpu:0",)}, "no GPU"),
         ("paddle", {"precision": "fp16"}, "use fp32"),
         ("paddle", {"cuda_graph": True}, "--cuda-graph"),
-        ("static", {"precision": "bf16"}, "use fp32"),
+        ("static", {"precision": "bf16"}, "export an engine"),
     ],
 )
 def test_what_cannot_run_here_is_refused_in_one_line(name, settings, said):

@@ -88,6 +88,14 @@ def test_no_paddle_is_needed(exported, tmp_path, pipeline):
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "image.png")), wanted)
 
 
+def test_a_package_that_the_command_lacks_is_one_line(exported):
+    without = "import sys; sys.modules['tyro'] = None\nimport runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
+    command = [sys.executable, "-c", without, "scripts/infer.py", "--model", str(exported[0])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: tyro is not installed here; pip install")
+
+
 @pytest.mark.slow
 def test_an_environment_of_three_packages_is_enough(exported, tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)

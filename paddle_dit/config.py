@@ -3,9 +3,13 @@
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from paddle_dit.errors import ConfigError, nearest
 from paddle_dit.files import read_json, write_json
+
+Dtype = Literal["fp32", "bf16", "fp16"]  # of matrix products
+Weights = Literal["ema", "model"]  # of a checkpoint: averaged, or raw
 
 #                     depth  hidden_size  num_heads     (DiT paper, table 1)
 _WIDTHS = {

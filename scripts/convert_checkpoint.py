@@ -20,6 +20,7 @@ from tyro.conf import Positional
 
 from paddle_dit import runtime
 from paddle_dit.cli import parse
+from paddle_dit.config import Weights
 from paddle_dit.errors import entry_point
 
 
@@ -34,7 +35,7 @@ class Options:
     to: Literal["paddle_dit", "facebook", "diffusers", "ppdiffusers"] | None = None
     """paddle_dit: for sample.py and train.py. facebook: a state dict for the paper's code and fast-DiT. diffusers: a
     folder for DiTTransformer2DModel. ppdiffusers: a whole DiTPipeline. Default: paddle_dit; for a VAE ppdiffusers."""
-    weights: Literal["ema", "model"] = "ema"
+    weights: Weights = "ema"
     """Averaged or raw weights, where a checkpoint has both."""
     num_heads: int | None = None
     """Attention heads. Tensors do not show them; a configuration or a preset's width usually does."""

@@ -12,6 +12,7 @@ from typing import Literal
 
 from paddle_dit import runtime
 from paddle_dit.cli import parse
+from paddle_dit.config import Weights
 from paddle_dit.errors import entry_point
 
 
@@ -27,7 +28,7 @@ class Options:
     """Sampler that the pipeline starts with; it can be changed after loading."""
     output: Path = Path("DiT_XL_2_256")
     """Folder to make."""
-    weights: Literal["ema", "model"] = "ema"
+    weights: Weights = "ema"
     """Averaged or raw weights of a checkpoint."""
     id2label: Path | None = None
     """JSON file, class id -> name. Default: the checkpoint's names, else ImageNet's for 1000 classes, else numbers."""

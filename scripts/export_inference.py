@@ -12,6 +12,7 @@ from typing import Literal
 
 from paddle_dit import runtime
 from paddle_dit.cli import parse
+from paddle_dit.config import Dtype, Weights
 from paddle_dit.deploy.backends import Settings, find_backend
 from paddle_dit.errors import entry_point
 
@@ -26,13 +27,13 @@ class Options:
     """Folder to make."""
     backend: Literal["onnxruntime", "paddle", "onnxruntime-tensorrt", "paddle-tensorrt"] = "onnxruntime"
     """What runs the engine. The two of TensorRT need a GPU, where they have not been run yet."""
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: Dtype = "fp32"
     """Of the engine. On the CPU fp32 is the fastest."""
     max_batch_size: int = 8
     """Images drawn together at most; more are drawn in parts."""
     vae: str | None = None
     """VAE folder or hub name. Default: the pipeline's own, or the one that made the training latents."""
-    weights: Literal["ema", "model"] = "ema"
+    weights: Weights = "ema"
     """Averaged or raw weights of a checkpoint."""
     device: str | None = None
     """cpu, or gpu:0 and so on, which has not been run yet. Default: gpu:0 for TensorRT, else cpu."""

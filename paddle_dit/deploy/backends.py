@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
+from paddle_dit.config import Dtype
 from paddle_dit.deploy.specs import ProgramSpec
 from paddle_dit.errors import ConfigError, DeployError, PaddleDiTError, nearest
 
-PRECISIONS = ("fp32", "fp16", "bf16")
 _OUT_OF_MEMORY = ("ResourceExhausted", "Out of memory", "out of memory", "Failed to allocate memory", "bad_alloc")
 
 
@@ -50,8 +50,8 @@ class Settings:
     threads: int | None = None
 
     def __post_init__(self):
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision must be {', '.join(PRECISIONS)}, got '{self.precision}'")
+        if self.precision not in get_args(Dtype):
+            raise ConfigError(f"precision must be {', '.join(get_args(Dtype))}, got '{self.precision}'")
         if self.max_batch_size < 1:
             raise ConfigError(f"max_batch_size must be 1 or more, got {self.max_batch_size}")
         if len(self.devices) != 1:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from tyro.conf import arg
@@ -15,7 +15,7 @@ from paddle_dit import __version__
 from paddle_dit.deploy.backends import differences
 from paddle_dit.deploy.parity import check, load_reference
 from paddle_dit.deploy.pipeline import InferencePipeline
-from paddle_dit.diffusion.options import SamplingOptions
+from paddle_dit.diffusion.options import Sampler, SamplingOptions, TimestepSpacing
 from paddle_dit.pictures import hold_folder, save_images
 from paddle_dit.runtime import peak_rss
 
@@ -28,7 +28,7 @@ class InferOptions:
     """Folder of scripts/export_inference.py."""
     class_labels: tuple[str, ...] = ()
     """Class ids or names. Default: the paper's eight for 1000 classes, else the first eight."""
-    sampler: Literal["ddpm", "ddim", "dpm-solver++"] | None = None
+    sampler: Sampler | None = None
     """Default: that of the exported pipeline's scheduler, else ddim."""
     num_inference_steps: Annotated[int, arg(aliases=["--num-sampling-steps", "--sampling-steps"])] = 25
     """Steps of the sampler."""
@@ -38,7 +38,7 @@ class InferOptions:
     """Latent channels that are guided: 3 as the paper's code, 4 as ppdiffusers."""
     guidance_interval: tuple[int, int] | None = None
     """Guide between these timesteps only: LOW HIGH. Elsewhere just the conditional half is computed."""
-    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
+    timestep_spacing: TimestepSpacing | None = None
     """Which timesteps the steps are. Default: as published."""
     eta: float = 0.0
     """Share of ddpm's noise that ddim adds: 0 is none."""

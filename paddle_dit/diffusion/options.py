@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from paddle_dit.errors import ConfigError, nearest
 from paddle_dit.half_precision import PADDLE_NAMES
 from paddle_dit.randomness import MAX_SEED
 
+Sampler = Literal["ddpm", "ddim", "dpm-solver++"]
+TimestepSpacing = Literal["linspace", "leading", "trailing"]
 PAPER_GUIDANCE = 4.0
 
 

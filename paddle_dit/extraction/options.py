@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from paddle_dit.config import Dtype
 from paddle_dit.data.images import check_image_size
 from paddle_dit.errors import ConfigError
 from paddle_dit.files import check_writable
@@ -49,7 +50,7 @@ class ExtractionOptions:
     """Of the noise in the latents."""
     on_error: Literal["stop", "skip"] = "stop"
     """An image that cannot be read ends all, or is left out, named at the end and in the store's index."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Dtype = "fp32"
     """Of the VAE. Half precision needs a GPU, where it has not been run yet."""
 
     @property

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from paddle_dit.config import PRESETS, DiTConfig
+from paddle_dit.config import PRESETS, DiTConfig, Dtype, Weights
+from paddle_dit.diffusion.options import Sampler, TimestepSpacing
 from paddle_dit.errors import ConfigError
 
-Precision = Literal["fp32", "bf16", "fp16"]
 PUBLISHED_VAES = {name: f"stabilityai/sd-vae-ft-{name}" for name in ("mse", "ema")}
 # Keys of others' recipes, and what they stand for here.
 SWITCHES = {"ddim_sampling": ("sampler", "ddim", "ddpm"), "use_fp16": ("precision", "fp16", "fp32")}
@@ -28,17 +28,17 @@ class DrawingOptions:
     vae: str | None = None
     """VAE folder or hub name; mse and ema are the two of the paper's code. Default: the pipeline folder's own, or the
     one that made the training latents."""
-    weights: Literal["ema", "model"] = "ema"
+    weights: Weights = "ema"
     """Averaged or raw weights of a checkpoint."""
     image_size: int | None = None
     """Pixels of an image's side (256, 512), with which the model is compared."""
     num_classes: int | None = None
     """Number of classes, with which the model is compared."""
-    sampler: Literal["ddpm", "ddim", "dpm-solver++"] = "ddpm"
+    sampler: Sampler = "ddpm"
     """ddpm uses the learned variance; ddim and dpm-solver++ (of second order) are deterministic."""
     num_inference_steps: Annotated[int, arg(aliases=["--num-sampling-steps", "--sampling-steps"])] = 250
     """Steps of the sampler."""
-    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
+    timestep_spacing: TimestepSpacing | None = None
     """Which timesteps the steps are. Default: as published: leading for ddim where the steps divide 1000, else
     linspace."""
     eta: float = 0.0
@@ -51,7 +51,7 @@ class DrawingOptions:
     """Guide between these timesteps only: LOW HIGH. Elsewhere just the conditional half is computed."""
     seed: Annotated[int, arg(aliases=["--global-seed"])] = 0
     """Image i of a seed is always the same; 0 to 2**56 - 1."""
-    precision: Precision = "fp32"
+    precision: Dtype = "fp32"
     """Of the model. bf16 and fp16 need a GPU, where they have not been run yet."""
 
     @property

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
-from paddle_dit.config import DiTConfig
+from paddle_dit.config import DiTConfig, Dtype
 from paddle_dit.errors import ConfigError
-from paddle_dit.training.recipe import AmpLevel, Dtype, Sharding
+from paddle_dit.training.recipe import AmpLevel, Sharding
 
 # Dense bf16 TFLOP/s of one card, from NVIDIA's data sheets, which often print twice that, for sparse matrices.
 PEAK_TFLOPS = {

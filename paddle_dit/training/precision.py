@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import paddle
 
+from paddle_dit.config import Dtype
 from paddle_dit.half_precision import PADDLE_NAMES, autocast, check_precision
 from paddle_dit.runtime import has_gpu
-from paddle_dit.training.recipe import AmpLevel, Dtype, TrainRecipe
+from paddle_dit.training.recipe import AmpLevel, TrainRecipe
 
 MASTER = "fp32_master_0"
 

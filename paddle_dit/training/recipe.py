@@ -6,18 +6,16 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
-from paddle_dit.config import PRESETS, DiTConfig
+from paddle_dit.config import PRESETS, DiTConfig, Dtype, Weights
+from paddle_dit.diffusion.options import Sampler
 from paddle_dit.diffusion.schedule import NUM_TRAIN_TIMESTEPS
 from paddle_dit.errors import ConfigError, nearest
 from paddle_dit.randomness import MAX_SEED
 from paddle_dit.runtime import sees_gpu
 from paddle_dit.training.drawn_options import check_drawn
 
-Dtype = Literal["fp32", "bf16", "fp16"]
 AmpLevel = Literal["O1", "O2"]
 Sharding = Literal["none", "stage1", "stage2", "stage3"]
-Weights = Literal["ema", "model"]
-Sampler = Literal["ddpm", "ddim", "dpm-solver++"]
 EvalFeatures = Literal["inception", "digits"]
 DEFAULT_MODEL = "DiT-XL/2"
 PLANNING = ("dry_run", "cards", "gpu", "assume_mfu", "assume_tflops")  # options of the dry run alone

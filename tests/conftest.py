@@ -1,6 +1,9 @@
 """What every test shares: the settings of the entry points, a small model, and real processes."""
 
+import contextlib
+import io
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -73,5 +76,26 @@ def run_command():
         return subprocess.run(
             [*command, *map(str, arguments)], cwd=ROOT, env=kept, capture_output=True, text=True, check=False
         )
+
+    return run
+
+
+@pytest.fixture
+def run_here(monkeypatch):
+    """Return a function that does what ``run_command`` does, in this process, where Paddle is loaded already.
+
+    For what does not depend on a process of its own: most of a script's time goes into its start.
+    """
+    monkeypatch.chdir(ROOT)
+
+    def run(script: str, *arguments) -> subprocess.CompletedProcess:
+        command, code = [script, *map(str, arguments)], 0
+        monkeypatch.setattr(sys, "argv", command)
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            try:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            except SystemExit as end:
+                code = end.code or 0
+        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
     return run

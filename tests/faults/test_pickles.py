@@ -272,8 +272,8 @@ def test_a_model_to_load_is_not_run(evil_places, place):
         "scripts/convert_dit_to_ppdiffusers.py --checkpoint {0}/run --vae {0}/vae --output {0}/out",
     ],
 )
-def test_a_command_that_is_given_an_attack_says_so_and_does_nothing(evil_places, run_command, command):
-    result = run_command(*command.format(evil_places).split())
+def test_a_command_that_is_given_an_attack_says_so_and_does_nothing(evil_places, run_here, command):
+    result = run_here(*command.format(evil_places).split())
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: ")
     assert "is refused: it asks for 'os.system'" in result.stderr

@@ -125,9 +125,9 @@ def below_a_file(run_folder):
         (below_a_file, "config.json is a file; choose another folder"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(run_folder, tmp_path, run_command, spoil, message):
+def test_bad_input_is_one_line_and_leaves_nothing(run_folder, tmp_path, run_here, spoil, message):
     defaults = ["--checkpoint", run_folder, "--vae", VAE, "--output", tmp_path / "pipe"]
-    done = run_command(SCRIPT, *defaults, *spoil(run_folder))
+    done = run_here(SCRIPT, *defaults, *spoil(run_folder))
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     line = done.stderr.splitlines()[-1]

@@ -42,11 +42,11 @@ def test_published_weights_become_ours_and_are_drawn_with(published, tmp_path, r
     assert any(path.suffix == ".png" for path in (tmp_path / "images").rglob("*"))
 
 
-def test_a_pipeline_says_how_far_the_frequencies_move_it_and_is_mended(published, tmp_path, run_command):
+def test_a_pipeline_says_how_far_the_frequencies_move_it_and_is_mended(published, tmp_path, run_here):
     from ppdiffusers import DiTPipeline
 
     output = tmp_path / "pipe"
-    done = run_command(SCRIPT, published, output, "--to", "ppdiffusers", "--vae", VAE, "--num-heads", 4)
+    done = run_here(SCRIPT, published, output, "--to", "ppdiffusers", "--vae", VAE, "--num-heads", 4)
     assert done.returncode == 0, done.stderr
     assert "DiTPipeline computes frequency_shift 1, the model was trained with 0" in done.stdout
     assert "999: 0.0" in done.stdout
@@ -61,12 +61,12 @@ def test_a_pipeline_says_how_far_the_frequencies_move_it_and_is_mended(published
         assert float((stock - model(x, timesteps, labels)).abs().max()) <= 1e-5
 
 
-def test_around_all_formats_nothing_changes(published, tmp_path, run_command):
+def test_around_all_formats_nothing_changes(published, tmp_path, run_here):
     first, _ = read_weights(published, num_heads=4)
     source, hint = published, ("--num-heads", 4)
     steps = [("diffusers", "a"), ("ppdiffusers", "b"), ("paddle_dit", "c"), ("facebook", "d.safetensors")]
     for target, name in steps:
-        done = run_command(SCRIPT, source, tmp_path / name, "--to", target, "--vae", VAE, "--no-verify", *hint)
+        done = run_here(SCRIPT, source, tmp_path / name, "--to", target, "--vae", VAE, "--no-verify", *hint)
         assert done.returncode == 0, done.stderr
         assert "not compared (--no-verify)" in done.stdout
         source, hint = tmp_path / name, ()
@@ -75,12 +75,12 @@ def test_around_all_formats_nothing_changes(published, tmp_path, run_command):
     assert all(np.array_equal(first[name], last[name]) for name in first)
 
 
-def test_outputs_are_compared_with_the_stock_class_on_both_sides(published, tmp_path, run_command):
-    done = run_command(SCRIPT, published, tmp_path / "a", "--to", "diffusers", "--num-heads", 4)
+def test_outputs_are_compared_with_the_stock_class_on_both_sides(published, tmp_path, run_here):
+    done = run_here(SCRIPT, published, tmp_path / "a", "--to", "diffusers", "--num-heads", 4)
     assert done.returncode == 0, done.stderr
     assert "against ppdiffusers' transformer on what was written: error" in done.stdout
     assert "diffusers computes frequency_shift 1" in done.stdout
-    done = run_command(SCRIPT, tmp_path / "a", tmp_path / "b")
+    done = run_here(SCRIPT, tmp_path / "a", tmp_path / "b")
     assert "against ppdiffusers' transformer on the source: error" in done.stdout, done.stderr
 
 
@@ -110,8 +110,8 @@ def test_without_verification_no_paddle_is_imported(published, tmp_path, run_com
         (["out", "--to", "ppdiffusers", "--num-heads", "4", "--vae", "nowhere/at/all"], "no such VAE folder"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(published, tmp_path, run_command, arguments, message):
-    done = run_command(SCRIPT, published, tmp_path / arguments[0], *arguments[1:])
+def test_bad_input_is_one_line_and_leaves_nothing(published, tmp_path, run_here, arguments, message):
+    done = run_here(SCRIPT, published, tmp_path / arguments[0], *arguments[1:])
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     line = done.stderr.splitlines()[-1]

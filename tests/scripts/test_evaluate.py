@@ -37,9 +37,9 @@ def rows_of(result):
     return {line[:18].strip(): line[18:].split() for line in result.stdout.splitlines() if line[17:18] == " "}
 
 
-def test_every_figure_says_what_it_is(run_command, samples, tmp_path):
+def test_every_figure_says_what_it_is(run_here, samples, tmp_path):
     stats, scalars = tmp_path / "real.npz", tmp_path / "scalars"
-    result = run_command(SCRIPT, samples, "digits-train", *DIGITS, "--save-stats", stats, "--log-to", scalars)
+    result = run_here(SCRIPT, samples, "digits-train", *DIGITS, "--save-stats", stats, "--log-to", scalars)
     rows = rows_of(result)
     assert " ".join(rows["samples"]).startswith("samples, 300 images 32 x 32, sha256 ")
     drawn = "sampler ddim, num inference steps 50, guidance scale 1.5, guidance channels 3, seed 4"
@@ -63,7 +63,7 @@ def test_every_figure_says_what_it_is(run_command, samples, tmp_path):
     assert len(written["reference"]["sha256"]) == len(written["features"]["weights"]) == 64
     assert_logged(scalars, 1200, {key: figure["value"] for key, figure in written["figures"].items()})
 
-    again = rows_of(run_command(SCRIPT, samples, stats, *DIGITS))
+    again = rows_of(run_here(SCRIPT, samples, stats, *DIGITS))
     assert again["FID-300"][0] == rows["FID-300"][0]
     assert "precision" not in again
     assert (samples / "metrics-2.json").is_file()  # the earlier figures stay
@@ -146,10 +146,10 @@ def odd(tmp_path):
         (["good.npz", "good.npz", "--log-to", "there.json"], "there.json is a file"),
     ],
 )
-def test_what_cannot_be_evaluated_is_one_line_and_nothing_is_written(run_command, odd, arguments, told):
+def test_what_cannot_be_evaluated_is_one_line_and_nothing_is_written(run_here, odd, arguments, told):
     before = sorted(odd.rglob("*"))
     paths = [odd / word if "." in word or word in ("nowhere", "empty") else word for word in arguments]
-    result = run_command(SCRIPT, *paths)
+    result = run_here(SCRIPT, *paths)
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = [line for line in result.stderr.splitlines() if "OMP_NUM_THREADS" not in line and "WISELY" not in line]
     assert line.startswith("error: ")
@@ -157,10 +157,10 @@ def test_what_cannot_be_evaluated_is_one_line_and_nothing_is_written(run_command
     assert sorted(odd.rglob("*")) == before
 
 
-def test_cropping_a_folder_goes_with_a_file(run_command, samples, tmp_path):
+def test_cropping_a_folder_goes_with_a_file(run_here, samples, tmp_path):
     pictures = np.round((enlarge(load_digits("heldout")[0], 16).transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
     np.savez(tmp_path / "x.npz", pictures)
-    rows = rows_of(run_command(SCRIPT, tmp_path / "x.npz", samples, *DIGITS, "--crop", "16"))
+    rows = rows_of(run_here(SCRIPT, tmp_path / "x.npz", samples, *DIGITS, "--crop", "16"))
     assert "300 images 16 x 16" in " ".join(rows["reference"])
     assert float(rows["FID-300"][0]) < 3
 

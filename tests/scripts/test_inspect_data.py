@@ -93,10 +93,10 @@ def write_images(root):
     return root
 
 
-def test_images_are_told_without_reading_their_pixels(run_command, tmp_path):
+def test_images_are_told_without_reading_their_pixels(run_here, tmp_path):
     root = write_images(tmp_path / "images")
     size = sum(path.stat().st_size for path in root.rglob("*.*g"))
-    rows = {name: value.strip() for name, value in rows_of(run_command(SCRIPT, root)).items()}
+    rows = {name: value.strip() for name, value in rows_of(run_here(SCRIPT, root)).items()}
     assert rows == {
         "data": f"images in {root}, a folder per class",
         "images": "10 (.png: 9, .jpg: 1), and 1 other files",
@@ -107,38 +107,38 @@ def test_images_are_told_without_reading_their_pixels(run_command, tmp_path):
         "classes": "3 of 3 occur",
         "most often": "1 b: 5, 0 a: 4, 2 c: 1",
     }
-    result = run_command(SCRIPT, root, "--decode", 3)
+    result = run_here(SCRIPT, root, "--decode", 3)
     assert (result.returncode, result.stderr) == (
         2,
         f"error: {root} holds images; --decode shows latents, leave it out\n",
     )
 
 
-def test_a_table_of_labels_and_a_single_class_are_told(run_command, tmp_path):
+def test_a_table_of_labels_and_a_single_class_are_told(run_here, tmp_path):
     root = write_images(tmp_path / "images")
     paths = [str(path.relative_to(root)) for path in root.rglob("*.*g")]
     (root / "labels.csv").write_text("\n".join(["file,label", *(f"{path},3" for path in paths)]))
-    result = run_command(SCRIPT, root)
+    result = run_here(SCRIPT, root)
     rows = {name: value.strip() for name, value in rows_of(result).items()}
     assert rows["data"] == f"images in {root}, classes in labels.csv"
     assert (rows["classes"], rows["most often"], rows["without samples"]) == ("1 of 4 occur", "3 3: 10", "0, 1, 2")
     assert result.stdout.splitlines()[-1].startswith(f"{root} has one class only, '3'")
 
 
-def test_of_many_images_some_are_opened_unless_all_are_asked_for(run_command, tmp_path):
+def test_of_many_images_some_are_opened_unless_all_are_asked_for(run_here, tmp_path):
     root = write_digit_images(tmp_path / "images", 450)
     broken = sorted(root.rglob("*.png"))[1]  # between those that are looked at
     broken.write_bytes(b"")
-    rows = rows_of(run_command(SCRIPT, root))
+    rows = rows_of(run_here(SCRIPT, root))
     assert rows["pixels"].endswith("of 150 images, evenly spaced")
     assert "broken" not in rows
-    rows = rows_of(run_command(SCRIPT, root, "--all"))
+    rows = rows_of(run_here(SCRIPT, root, "--all"))
     assert rows["pixels"].endswith("of 449 images")
     assert rows["broken"].endswith(str(broken.relative_to(root)))
 
 
-def test_pairs_are_told_and_what_they_do_not_say_is_left_open(run_command, tmp_path):
-    rows = rows_of(run_command(SCRIPT, write_pairs(tmp_path / "pairs"), "--all"))
+def test_pairs_are_told_and_what_they_do_not_say_is_left_open(run_here, tmp_path):
+    rows = rows_of(run_here(SCRIPT, write_pairs(tmp_path / "pairs"), "--all"))
     assert rows["data"].strip().startswith("npy pairs")
     assert rows["stored as"].strip() == "float16 [4, 8, 8], of 64-pixel images"
     assert rows["VAE"].strip() == rows["scaling factor"].strip() == "not said"
@@ -147,8 +147,8 @@ def test_pairs_are_told_and_what_they_do_not_say_is_left_open(run_command, tmp_p
 
 
 @pytest.mark.parametrize(("scale", "warned"), [(5.5, True), (0.1, True), (1.2, False)])
-def test_latents_that_were_not_scaled_are_warned_of(run_command, tmp_path, scale, warned):
-    result = run_command(SCRIPT, write_store(tmp_path / "store", scale, vae={"scaling_factor": 0.18215}))
+def test_latents_that_were_not_scaled_are_warned_of(run_here, tmp_path, scale, warned):
+    result = run_here(SCRIPT, write_store(tmp_path / "store", scale, vae={"scaling_factor": 0.18215}))
     assert ("warning: scaled latents should have a std near 1" in result.stdout) == warned
     assert f"a scaling factor of {0.18215 / scale:.2f}"[:-1] in result.stdout
 
@@ -169,11 +169,11 @@ def test_statistics_equal_numpys_whatever_the_blocks():
 
 
 @pytest.mark.parametrize("kind", ["latents", "moments"])
-def test_some_latents_are_decoded_into_a_labelled_picture(run_command, tmp_path, kind):
+def test_some_latents_are_decoded_into_a_labelled_picture(run_here, tmp_path, kind):
     vae = {"name": "data/digits_vae", "scaling_factor": 0.9859727621078491, "image_size": 32}
     store = write_store(tmp_path / "store", kind=kind, channels=4 if kind == "latents" else 8, vae=vae)
     output = tmp_path / "pictures" / "some.png"
-    result = run_command(SCRIPT, store, "--decode", 10, "--output", output)
+    result = run_here(SCRIPT, store, "--decode", 10, "--output", output)
     assert result.returncode == 0, result.stderr
     assert f"wrote {output}: 10 latents, evenly spaced, decoded" in result.stdout
     picture = np.asarray(Image.open(output))
@@ -190,15 +190,15 @@ def test_some_latents_are_decoded_into_a_labelled_picture(run_command, tmp_path,
         (["--decode", "1", "--output", "LICENSE/x.png"], "LICENSE is a file"),
     ],
 )
-def test_what_cannot_be_shown_is_one_line(run_command, tmp_path, flags, told):
-    result = run_command(SCRIPT, write_store(tmp_path / "store"), *flags)
+def test_what_cannot_be_shown_is_one_line(run_here, tmp_path, flags, told):
+    result = run_here(SCRIPT, write_store(tmp_path / "store"), *flags)
     assert (result.returncode, result.stdout) == (2, "")
     assert told in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_what_is_no_data_set_is_one_line(run_command, tmp_path):
-    result = run_command(SCRIPT, tmp_path)
+def test_what_is_no_data_set_is_one_line(run_here, tmp_path):
+    result = run_here(SCRIPT, tmp_path)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {tmp_path} is no data set")
     assert result.stderr.count("\n") == 1

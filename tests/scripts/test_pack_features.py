@@ -89,8 +89,8 @@ def test_a_disk_that_takes_no_more_is_one_line_and_the_same_command_goes_on(pair
         (["--to", "csv"], "csv"),
     ],
 )
-def test_what_cannot_be_packed_is_one_line(run_command, pairs, tmp_path, flags, told):
-    result = run_command(SCRIPT, pairs, tmp_path / "store", *flags)
+def test_what_cannot_be_packed_is_one_line(run_here, pairs, tmp_path, flags, told):
+    result = run_here(SCRIPT, pairs, tmp_path / "store", *flags)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert result.returncode == 2
     assert len(errors) == 1
@@ -99,9 +99,9 @@ def test_what_cannot_be_packed_is_one_line(run_command, pairs, tmp_path, flags, 
     assert not (tmp_path / "store" / "index.json").exists()
 
 
-def test_a_value_that_float16_cannot_hold_names_its_file(run_command, pairs, tmp_path):
+def test_a_value_that_float16_cannot_hold_names_its_file(run_here, pairs, tmp_path):
     np.save(pairs / "imagenet256_features" / "21.npy", np.full((1, 4, 8, 8), 7e4, np.float32))
-    result = run_command(SCRIPT, pairs, tmp_path / "store", "--num-classes", 10)
+    result = run_here(SCRIPT, pairs, tmp_path / "store", "--num-classes", 10)
     assert result.returncode == 2
     assert (
         "imagenet256_features/21.npy (sample 21) holds 70000, which float16 cannot; use --dtype float32"
@@ -109,11 +109,11 @@ def test_a_value_that_float16_cannot_hold_names_its_file(run_command, pairs, tmp
     )
 
 
-def test_the_plan_of_a_refused_folder_is_quoted(run_command, pairs, tmp_path):
+def test_the_plan_of_a_refused_folder_is_quoted(run_here, pairs, tmp_path):
     flags = ["--num-classes", 10, "--shard-size", 12]
     np.save(pairs / "imagenet256_labels" / "28.npy", np.array([11]))  # the last shard cannot be written
-    assert "says class 11 of 10" in run_command(SCRIPT, pairs, tmp_path / "store", *flags).stderr
+    assert "says class 11 of 10" in run_here(SCRIPT, pairs, tmp_path / "store", *flags).stderr
     assert json.loads((tmp_path / "store" / "plan.json").read_text())["shard_size"] == 12
-    result = run_command(SCRIPT, pairs, tmp_path / "store", "--num-classes", 12, "--shard-size", 10)
+    result = run_here(SCRIPT, pairs, tmp_path / "store", "--num-classes", 12, "--shard-size", 10)
     assert "shard_size was 12, now 10" in result.stderr
     assert "num_classes was 10, now 12" in result.stderr

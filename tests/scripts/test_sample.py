@@ -37,8 +37,8 @@ def make_run(folder, config, names=None, seed=0):
     return folder
 
 
-def sample(run_command, folder, output, *flags):
-    return run_command("scripts/sample.py", "--ckpt", folder, "--output", output, "--num-inference-steps", 2, *flags)
+def sample(run, folder, output, *flags):
+    return run("scripts/sample.py", "--ckpt", folder, "--output", output, "--num-inference-steps", 2, *flags)
 
 
 def test_images_a_grid_and_their_record_are_written(run_folder, run_command, tmp_path):
@@ -65,16 +65,16 @@ def test_images_a_grid_and_their_record_are_written(run_folder, run_command, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.png", "grid.png", "samples.json"]
 
 
-def test_an_unconditional_oblong_model_draws_without_flags(run_command, tmp_path):
+def test_an_unconditional_oblong_model_draws_without_flags(run_here, tmp_path):
     fields = {"sample_size": (4, 8), "hidden_size": 48, "depth": 1, "num_heads": 4, "num_classes": 0}
     make_run(tmp_path / "run", DiTConfig(**fields))
-    result = sample(run_command, tmp_path / "run", tmp_path / "out")
+    result = sample(run_here, tmp_path / "run", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert (record["class_labels"], record["guidance_scale"]) == ([0] * 8, 1.0)
     assert Image.open(tmp_path / "out" / "000007.png").size == (32, 16)
     assert Image.open(tmp_path / "out" / "grid.png").size == (8 * 64 + 9 * 4, 32 + 18 + 8)
-    result = sample(run_command, tmp_path / "run", tmp_path / "guided", "--class-labels", "0", "--guidance-scale", "2")
+    result = sample(run_here, tmp_path / "run", tmp_path / "guided", "--class-labels", "0", "--guidance-scale", "2")
     assert result.returncode == 2
     assert "an unconditional model has nothing to guide towards" in result.stderr
 
@@ -97,8 +97,8 @@ def test_an_unconditional_oblong_model_draws_without_flags(run_command, tmp_path
         (["--ckpt", "nowhere", "--output", "README.md/out"], "README.md is a file"),
     ],
 )
-def test_bad_requests_are_one_line(run_folder, run_command, tmp_path, flags, told):
-    result = sample(run_command, run_folder, tmp_path / "out", *flags)
+def test_bad_requests_are_one_line(run_folder, run_here, tmp_path, flags, told):
+    result = sample(run_here, run_folder, tmp_path / "out", *flags)
     assert result.returncode == 2
     assert told in result.stderr
     assert "Traceback" not in result.stderr
@@ -126,18 +126,18 @@ def test_images_are_drawn_again_from_what_they_say_of_themselves(run_folder, run
         assert drawn == {name: before[name] for name in expected}
 
 
-def test_images_of_other_weights_are_not_drawn_again(run_folder, run_command, tmp_path):
-    assert sample(run_command, run_folder, tmp_path / "first", "--class-labels", "1").returncode == 0
+def test_images_of_other_weights_are_not_drawn_again(run_folder, run_here, tmp_path):
+    assert sample(run_here, run_folder, tmp_path / "first", "--class-labels", "1").returncode == 0
     other = make_run(tmp_path / "run", DiTConfig.from_preset("DiT-Digits/2"), {0: "zero"}, seed=1)
     again = ["--again", tmp_path / "first" / "000000.png", "--ckpt", other, "--output", tmp_path / "second"]
-    result = run_command("scripts/sample.py", *again)
+    result = run_here("scripts/sample.py", *again)
     assert result.returncode == 2
     assert "000000.png was drawn with other weights; give those with --ckpt" in result.stderr
     assert not (tmp_path / "second").exists()
 
 
-def test_a_record_from_strangers_is_read_as_options_and_nothing_else(run_folder, run_command, tmp_path):
-    assert sample(run_command, run_folder, tmp_path / "first", "--class-labels", "1").returncode == 0
+def test_a_record_from_strangers_is_read_as_options_and_nothing_else(run_folder, run_here, tmp_path):
+    assert sample(run_here, run_folder, tmp_path / "first", "--class-labels", "1").returncode == 0
     record = json.loads((tmp_path / "first" / "samples.json").read_text())
     path = tmp_path / "record.json"
     for change, told in (
@@ -147,29 +147,29 @@ def test_a_record_from_strangers_is_read_as_options_and_nothing_else(run_folder,
         ({"environment": "none", "index": "one", "weights_sha256": 3}, "was drawn with other weights"),
     ):
         path.write_text(json.dumps({**record, **change}))
-        result = run_command("scripts/sample.py", "--again", path, "--output", tmp_path / "second")
+        result = run_here("scripts/sample.py", "--again", path, "--output", tmp_path / "second")
         assert result.returncode == 2
         assert told in result.stderr
         assert "Traceback" not in result.stderr
 
 
-def test_a_vae_of_another_scale_is_refused(run_folder, run_command, tmp_path):
+def test_a_vae_of_another_scale_is_refused(run_folder, run_here, tmp_path):
     shutil.copytree(ROOT / "data/digits_vae", tmp_path / "vae")
     path = tmp_path / "vae" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "scaling_factor": 0.18215}))
-    result = sample(run_command, run_folder, tmp_path / "out", "--vae", tmp_path / "vae")
+    result = sample(run_here, run_folder, tmp_path / "out", "--vae", tmp_path / "vae")
     assert result.returncode == 2
     assert "this VAE scales latents by 0.18215" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_the_parity_table_passes_and_a_wrong_file_fails(run_command, tmp_path):
-    result = run_command("scripts/check_parity.py", GOLDEN / "dit_tiny.npz")
+def test_the_parity_table_passes_and_a_wrong_file_fails(run_here, tmp_path):
+    result = run_here("scripts/check_parity.py", GOLDEN / "dit_tiny.npz")
     assert result.returncode == 0
     assert "30 of 30 within tolerance" in result.stdout
     with np.load(GOLDEN / "dit_tiny.npz", allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files if key.split("/")[0] in ("config", "weights", "forward")}
     np.savez(tmp_path / "wrong.npz", **{**arrays, "forward/out": arrays["forward/out"] + 1e-3})
-    result = run_command("scripts/check_parity.py", tmp_path / "wrong.npz")
+    result = run_here("scripts/check_parity.py", tmp_path / "wrong.npz")
     assert result.returncode == 1
     assert "FAILED" in result.stdout

@@ -27,12 +27,12 @@ def test_a_whole_store_is_said_to_be_well(run_command, latent_store):
     assert "66.3k/66.3k" in result.stderr
 
 
-def test_a_damaged_store_is_read_to_its_end_and_all_is_named(run_command, latent_store):
+def test_a_damaged_store_is_read_to_its_end_and_all_is_named(run_here, latent_store):
     shard = np.load(latent_store / "latents-00000.npy", mmap_mode="r+")
     shard[21, 0, 0, 0] = np.nan
     shard.flush()
     (latent_store / "labels.npy").unlink()
-    result = run_command(SCRIPT, latent_store)
+    result = run_here(SCRIPT, latent_store)
     assert result.returncode == 2
     lines = result.stdout.splitlines()
     assert len(lines) == 3
@@ -45,27 +45,27 @@ def test_a_damaged_store_is_read_to_its_end_and_all_is_named(run_command, latent
     assert "Traceback" not in result.stderr
 
 
-def test_a_store_whose_index_is_damaged_is_one_line(run_command, latent_store):
+def test_a_store_whose_index_is_damaged_is_one_line(run_here, latent_store):
     (latent_store / "index.json").write_text("{")
-    result = run_command(SCRIPT, latent_store)
+    result = run_here(SCRIPT, latent_store)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith(f"error: {latent_store / 'index.json'} cannot be read")
 
 
-def test_whole_pairs_are_said_to_be_well(run_command, tmp_path):
-    result = run_command(SCRIPT, write_pairs(tmp_path), "--num-classes", 10)
+def test_whole_pairs_are_said_to_be_well(run_here, tmp_path):
+    result = run_here(SCRIPT, write_pairs(tmp_path), "--num-classes", 10)
     assert result.returncode == 0, result.stderr
     assert result.stdout == ("all is well: 30 npy pairs, float32 [4, 8, 8]; 10 of 10 classes occur, 3 samples each\n")
     assert "30.0/30.0" in result.stderr
     assert result.stderr.count("verify:") == 2  # no terminal: the bar is drawn at its ends and every ten seconds
 
 
-def test_faults_beyond_the_limit_are_counted(run_command, tmp_path):
+def test_faults_beyond_the_limit_are_counted(run_here, tmp_path):
     write_pairs(tmp_path)
     for index in range(3, 30):
         (tmp_path / "digits_features" / f"{index}.npy").write_bytes(b"")
-    result = run_command(SCRIPT, tmp_path)
+    result = run_here(SCRIPT, tmp_path)
     lines = result.stdout.splitlines()
     assert result.returncode == 2
     assert len(lines) == 21
@@ -73,7 +73,7 @@ def test_faults_beyond_the_limit_are_counted(run_command, tmp_path):
     assert lines[20] == "and 7 more (--max-lines 27 names them all)"
     assert f"error: {tmp_path} is damaged, 27 faults; restore or extract again" in result.stderr
     assert result.stderr.count("verify:") == 2
-    lines = run_command(SCRIPT, tmp_path, "--max-lines", 27).stdout.splitlines()
+    lines = run_here(SCRIPT, tmp_path, "--max-lines", 27).stdout.splitlines()
     assert len(lines) == 27
 
 
@@ -88,8 +88,8 @@ def test_faults_beyond_the_limit_are_counted(run_command, tmp_path):
         (["data"], "data is no data set"),
     ],
 )
-def test_what_cannot_be_checked_is_one_line(run_command, arguments, told):
-    result = run_command(SCRIPT, *arguments)
+def test_what_cannot_be_checked_is_one_line(run_here, arguments, told):
+    result = run_here(SCRIPT, *arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error:")
     assert result.stderr.count("\n") == 1

@@ -136,7 +136,7 @@ TREES = {
 
 @pytest.mark.parametrize("command", [EXTRACT, TRAIN, INSPECT])
 @pytest.mark.parametrize("make", TREES, ids=lambda make: make.__name__)
-def test_images_that_cannot_be_used_are_one_line(run_command, images, tmp_path, make, command):
+def test_images_that_cannot_be_used_are_one_line(run_here, images, tmp_path, make, command):
     root, output = tmp_path / "images", tmp_path / "output"
     make(images, root)
     flags = {
@@ -147,28 +147,28 @@ def test_images_that_cannot_be_used_are_one_line(run_command, images, tmp_path, 
     told = TREES[make]
     if command == INSPECT and make in (nothing, folders_without_images):
         told = "is no data set: expected index.json (packed store)"
-    assert told in only_error(run_command(*flags[command]))
+    assert told in only_error(run_here(*flags[command]))
     assert not output.exists()
 
 
-def test_one_class_is_extracted_and_trained_on_with_a_line(run_command, images, tmp_path):
+def test_one_class_is_extracted_and_trained_on_with_a_line(run_here, images, tmp_path):
     shutil.copytree(images / "one", tmp_path / "images" / "one")
-    result = run_command(*extraction_flags(tmp_path / "images", tmp_path / "store"))
+    result = run_here(*extraction_flags(tmp_path / "images", tmp_path / "store"))
     assert result.returncode == 0, result.stderr
     told = f"{tmp_path / 'images'} has one class only, 'one': a model will learn no difference between classes"
     assert told in result.stdout.splitlines()
     flags = ["--feature-path", tmp_path / "store", "--output-dir", tmp_path / "run", "--global-batch-size", 2]
-    result = run_command(*training_flags(*flags))
+    result = run_here(*training_flags(*flags))
     assert result.returncode == 0, result.stderr
     assert "1 classes" in result.stdout
 
 
-def test_images_of_which_none_can_be_read_make_no_store_and_mending_them_leads_on(run_command, images, tmp_path):
+def test_images_of_which_none_can_be_read_make_no_store_and_mending_them_leads_on(run_here, images, tmp_path):
     root, folder = tmp_path / "images", tmp_path / "store"
     shutil.copytree(images, root)
     for path in root.rglob("*.png"):
         path.write_bytes(b"")
-    told = only_error(run_command(*extraction_flags(root, folder), "--on-error", "skip"))
+    told = only_error(run_here(*extraction_flags(root, folder), "--on-error", "skip"))
     assert f"{folder}: all 40 samples were skipped; mend what they are made of, remove the folder, then" in told
     shutil.rmtree(folder)
     shutil.copytree(images, root, dirs_exist_ok=True)
@@ -185,12 +185,12 @@ def of_another_version(half):
 
 
 @pytest.mark.parametrize("damage", [lambda half: None, of_another_version], ids=["half", "other version"])
-def test_a_store_half_written_is_named_by_whatever_reads_it(run_command, half, tmp_path, damage):
+def test_a_store_half_written_is_named_by_whatever_reads_it(run_here, half, tmp_path, damage):
     damage(half)
     before, output = contents(half), tmp_path / "output"
     train = training_flags("--feature-path", half, "--output-dir", output)
     for command in ([INSPECT, half], [VERIFY, half], [PACK, half, output], [PACK, half, output, "--to", "npy"], train):
-        told = only_error(run_command(*command))
+        told = only_error(run_here(*command))
         assert told.endswith(
             f"{half} holds a store half written: run the command that began it again, which continues, or remove the "
             "folder"
@@ -200,18 +200,18 @@ def test_a_store_half_written_is_named_by_whatever_reads_it(run_command, half, t
 
 
 @pytest.mark.parametrize("command", [EXTRACT, PACK])
-def test_a_store_half_written_by_another_version_is_left_alone(run_command, half, stores, images, tmp_path, command):
+def test_a_store_half_written_by_another_version_is_left_alone(run_here, half, stores, images, tmp_path, command):
     of_another_version(half)
     before = contents(half)
     flags = extraction_flags(images, half) if command == EXTRACT else [PACK, stores[0], half, "--shard-size", 16]
-    told = only_error(run_command(*flags))
+    told = only_error(run_here(*flags))
     assert f"{half} was half written by another version of this program; finish it there, or remove the folder" in told
     assert contents(half) == before
 
 
-def test_packing_into_a_folder_that_an_extraction_has_begun_is_refused_in_a_short_line(run_command, half, stores):
+def test_packing_into_a_folder_that_an_extraction_has_begun_is_refused_in_a_short_line(run_here, half, stores):
     before = contents(half)
-    told = only_error(run_command(PACK, stores[0], half, "--shard-size", 16))
+    told = only_error(run_here(PACK, stores[0], half, "--shard-size", 16))
     assert "holds a store half written with other settings (" in told
     assert told.endswith("; run the former command, remove the folder or choose another")
     assert len(told) < 450 + len(str(half))
@@ -237,22 +237,22 @@ def test_a_shard_of_another_run_in_a_store_half_written(half, stores, images, tm
         assert contents(extract_here(images, folder)) == contents(stores[0])
 
 
-def test_a_shard_of_another_run_in_a_finished_store_is_named_by_whatever_reads_it(run_command, stores, tmp_path):
+def test_a_shard_of_another_run_in_a_finished_store_is_named_by_whatever_reads_it(run_here, stores, tmp_path):
     mixed, output = tmp_path / "mixed", tmp_path / "output"
     shutil.copytree(stores[0], mixed)
     shutil.copy(stores[1] / "latents-00001.npy", mixed)
     train = training_flags("--feature-path", mixed, "--output-dir", output)
     told = f"{mixed / 'latents-00001.npy'} is not the file that index.json describes: of another run, or changed; copy"
     for command in ([INSPECT, mixed], [PACK, mixed, output], train):
-        assert told in only_error(run_command(*command))
-    result = run_command(VERIFY, mixed)
+        assert told in only_error(run_here(*command))
+    result = run_here(VERIFY, mixed)
     assert "latents-00001.npy has changed: its sha256 is not that in index.json" in result.stdout
     assert f"{mixed} is damaged, 1 fault; copy or make the store again, or only the files named" in only_error(result)
     assert not output.exists()
 
 
-def test_latents_that_the_patches_do_not_divide_are_refused(run_command, images, tmp_path):
+def test_latents_that_the_patches_do_not_divide_are_refused(run_here, images, tmp_path):
     extract_here(images, tmp_path / "store", image_size=40)
     flags = ["--feature-path", tmp_path / "store", "--output-dir", tmp_path / "run", "--model", "DiT-S/4"]
-    assert re.search(r"\b10\b.* patch", only_error(run_command(*training_flags(*flags))))
+    assert re.search(r"\b10\b.* patch", only_error(run_here(*training_flags(*flags))))
     assert not (tmp_path / "run").exists()

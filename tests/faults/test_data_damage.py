@@ -191,12 +191,12 @@ TRAINING = {
 
 
 @pytest.mark.parametrize("case", TRAINING)
-def test_training_on_damaged_data_stops_with_one_line(case, run_command, tmp_path):
+def test_training_on_damaged_data_stops_with_one_line(case, run_here, tmp_path):
     make, told = TRAINING[case]
     make(tmp_path / "data")
     output = tmp_path / "run"
     command = ["train.py", "--model", "DiT-Digits/2", "--feature-path", tmp_path / "data", "--output-dir", output]
-    result = run_command(*command, "--global-batch-size", "16", "--max-steps", "2", "--num-classes", "10")
+    result = run_here(*command, "--global-batch-size", "16", "--max-steps", "2", "--num-classes", "10")
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr

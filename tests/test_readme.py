@@ -142,6 +142,7 @@ def test_commands_and_snippet_run_as_written(folder):
     assert all((folder / path).exists() for path in written)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_machines_train_together_as_written(folder):
     (line,) = [line for line in "".join(blocks("bash")).splitlines() if "train_multi_node" in line]

@@ -175,7 +175,9 @@ def assert_same(run, other, step, atol=0.0):
         np.testing.assert_allclose(found[name], value, atol=atol, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["trainer", pytest.param("two processes", marks=pytest.mark.distributed)])
+@pytest.mark.parametrize(
+    "name", ["trainer", pytest.param("two processes", marks=[pytest.mark.slow, pytest.mark.distributed])]
+)
 def test_the_trainer_makes_the_same_steps_as_train_py(trained, name):
     run, other = trained("train.py"), trained(name)
     assert_same(run, other, STEPS, atol=1e-5)

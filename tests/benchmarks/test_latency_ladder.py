@@ -38,6 +38,7 @@ def rows(text):
     return {title: cells for title, *cells in lines[heads[-1] + 2 :]}
 
 
+@pytest.mark.slow
 def test_rows_draw_the_same_and_one_that_cannot_run_says_why(run_command, model, tmp_path):
     picture = tmp_path / "ladder.png"
     asked = ["--rows", "cached", "cuda-graph", "--device", "cpu", "--plot", picture]

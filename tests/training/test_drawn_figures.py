@@ -123,6 +123,7 @@ def test_both_scripts_log_the_same_figures_and_train_as_if_there_were_none(train
     assert_close({3: figures(folder)[3]}, {3: list(expected.values())})
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_draw_and_find_what_one_does(train_on, store, tmp_path):
     one, code, _ = train_on("one")

@@ -101,9 +101,10 @@ def _in_one_line(main: Callable[..., None], *args, **kwargs) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("", "paddle_dit"):
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "paddle_dit"):
             raise
-        print(f"error: {error.name} is not installed here; pip install what requirements.txt has", file=sys.stderr)
+        print(f"error: {package} is not installed here; pip install what requirements.txt has", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # of "| head": whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end

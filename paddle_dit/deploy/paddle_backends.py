@@ -108,7 +108,12 @@ class PaddleInference:
                 f"Paddle Inference cannot open {stem}.json ({first_line(error)}); export it again"
             ) from None
         order = [list(spec.inputs).index(input_name) for input_name in predictor.get_input_names()]
-        return PaddleProgram(lambda *inputs: predictor.run([inputs[index] for index in order]), spec)
+
+        def call(*inputs):
+            # Copied, because the predictor's outputs lie in its own memory, which its next call overwrites.
+            return [output.clone() for output in predictor.run([inputs[index] for index in order])]
+
+        return PaddleProgram(call, spec)
 
     def configure(self, stem: Path, settings: Settings):
         """Return Paddle Inference's configuration; on a GPU it has not been run yet."""

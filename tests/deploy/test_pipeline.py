@@ -67,9 +67,9 @@ def test_large_latents_are_decoded_in_tiles():
     np.testing.assert_allclose(drawn.pixels, wanted, atol=1)
 
 
-@pytest.mark.parametrize("kind", ["onnxruntime", "static"])
-def test_eight_threads_draw_what_one_draws(source, pipeline, kind):
-    pipe = pipeline if kind == "onnxruntime" else build_pipeline(source, "static")
+@pytest.mark.parametrize("kind", ["onnxruntime", "paddle", "static"])
+def test_eight_threads_draw_what_one_draws(source, pipeline, kind, tmp_path):
+    pipe = pipeline if kind == "onnxruntime" else build_pipeline(source, kind, folder=tmp_path)
     calls = [([seed % 10] * (1 + seed % 3), 4, 2.0, seed) for seed in range(24)]
     serial = [pipe(*call).latents for call in calls]
     with ThreadPoolExecutor(8) as threads:

@@ -51,9 +51,8 @@ class Figure:
 
 
 def probe_coefficients(config: DiTConfig) -> np.ndarray:
-    """Return coefficients under which no part of a step can hide: the noise comes out bare, and every term counts."""
-    values = dict.fromkeys(COEFFICIENTS, 0.0)
-    values |= {"on_x": 0.7, "on_eps": -0.6, "on_previous_x0": 0.3, "sigma": 0.2, "x0_on_eps": 1.0}
+    """Return coefficients under which no part of a step can hide: the noise is most of x_0, and every term counts."""
+    values = {"on_x": 0.7, "on_eps": -0.6, "on_previous_x0": 0.3, "sigma": 0.2, "x0_on_x": -0.25, "x0_on_eps": 1.0}
     values |= {"learned": float(config.learn_sigma), "min_log_variance": -3.0, "max_log_variance": -1.0}
     return np.array([values[name] for name in COEFFICIENTS], np.float32)
 

@@ -59,4 +59,5 @@ def _step(model, arrays: dict[str, np.ndarray], mode: str, timestep: int) -> dic
         weights["on_previous_x0"] * arrays["previous_x0"],
         deviation * arrays["noise"],
     )
-    return {"x0": eps, "next_x": sum(terms)}
+    x0 = weights["x0_on_x"] * arrays["x"] + weights["x0_on_eps"] * eps
+    return {"x0": x0, "next_x": sum(terms)}

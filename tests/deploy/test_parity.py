@@ -8,6 +8,7 @@ from paddle_dit.deploy.backends import BACKENDS, Settings
 from paddle_dit.deploy.export import build_pipeline, export, sampler_of
 from paddle_dit.deploy.parity import Figure, check, compare, load_reference, psnr
 from paddle_dit.deploy.reference import make_reference
+from paddle_dit.deploy.specs import COEFFICIENTS
 from paddle_dit.errors import ConversionError, DeployError
 from paddle_dit.files import write_json
 
@@ -78,6 +79,17 @@ def test_a_sampler_update_that_is_off_is_caught(source):
     failed = [figure.part for figure in compare(pipe, reference) if not figure.passed]
     assert failed
     assert all("update" in part for part in failed)
+
+
+@pytest.mark.parametrize("name", COEFFICIENTS)
+def test_a_step_that_leaves_out_a_coefficient_is_caught(source, name):
+    pipe, reference = build_pipeline(source, "dygraph"), make_reference(source, 1)
+    program = pipe.programs["cached_step"]
+    run, left_out = program.run, np.array([other != name for other in COEFFICIENTS], np.float32)
+    program.run = lambda inputs, keep=False: run(
+        {**inputs, "coefficients": inputs["coefficients"] * left_out}, keep=keep
+    )
+    assert not all(figure.passed for figure in compare(pipe, reference))
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,11 @@ class OnnxRuntimeProgram:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings.thread_count
         options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        try:  # without its own fallback to other providers, which it would take unasked
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=False)
         except Exception as error:  # of many classes, none of which says more than its text
             raise DeployError(f"ONNX Runtime cannot open {path} ({first_line(error)}); export it again") from None
+        check_providers(self._session, [name for name, _ in providers])
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._place = ("cpu", 0) if settings.device == "cpu" else ("cuda", device_number(settings))
 
@@ -87,6 +88,20 @@ class ReplayedProgram(OnnxRuntimeProgram):
 
     def _placed(self, array: np.ndarray):
         return onnxruntime.OrtValue.ortvalue_from_numpy(array, *self._place)
+
+
+def check_providers(session: onnxruntime.InferenceSession, asked: list[str]) -> None:
+    """Raise DeployError unless a session has the execution providers that it was to have, before any other.
+
+    ONNX Runtime only warns of one that it was built with and cannot load, and goes on with the rest.
+    """
+    found = session.get_providers()
+    if found[: len(asked)] != asked:
+        missing = next((name for name in asked if name not in found), asked[0])
+        raise DeployError(
+            f"ONNX Runtime could not load {missing}, and would run on {found[0]}; install the CUDA, cuDNN and TensorRT "
+            "that this onnxruntime-gpu is built for, or export with --backend onnxruntime --device cpu"
+        )
 
 
 def shape_of(value) -> tuple[int, ...]:

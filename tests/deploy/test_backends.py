@@ -2,15 +2,18 @@ import numpy as np
 import pytest
 
 from paddle_dit.deploy.backends import BACKENDS, Settings, choose_backend, explained, find_backend
+from paddle_dit.deploy.engine import EngineInfo
 from paddle_dit.deploy.export import build_pipeline, build_programs
 from paddle_dit.deploy.onnx_runtime import ReplayedProgram
 from paddle_dit.deploy.pipeline import InferencePipeline
 from paddle_dit.deploy.predictor import as_predictor
-from paddle_dit.deploy.specs import MODEL
+from paddle_dit.deploy.specs import MODEL, program_specs
 from paddle_dit.diffusion.options import SamplingOptions
 from paddle_dit.errors import ConfigError, DeployError
 from paddle_dit.generation import generate_latents
 from paddle_dit.runtime import has_gpu
+
+from .conftest import MAX_BATCH_SIZE
 
 OPTIONS = SamplingOptions("ddpm", 4, 2.0, seed=3)
 needs_no_gpu = pytest.mark.skipif(has_gpu(), reason="what is refused without a GPU")
@@ -40,7 +43,8 @@ def test_a_program_draws_in_the_place_of_a_model(source, wanted):
 def test_fixed_addresses_give_the_same(exported, pipeline):
     folder, settings = exported[0] / "programs", Settings(cuda_graph=True)
     programs = {
-        name: ReplayedProgram(folder / f"{name}.onnx", settings, ["CPUExecutionProvider"]) for name in pipeline.programs
+        name: ReplayedProgram(folder / f"{name}.onnx", settings, [("CPUExecutionProvider", {})])
+        for name in pipeline.programs
     }
     replayed = InferencePipeline(pipeline.info, programs)
     for labels in ([1, 2, 3], [4], [5, 6, 7]):
@@ -78,6 +82,16 @@ def test_a_backend_that_is_not_installed_is_named_with_the_mend(monkeypatch):
 def test_what_cannot_run_here_is_refused_in_one_line(name, settings, said):
     with pytest.raises((ConfigError, DeployError), match=said) as refusal:
         find_backend(name).check(Settings(**settings))
+    assert "\n" not in str(refusal.value)
+
+
+@needs_no_gpu
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-tensorrt"])
+def test_no_session_runs_on_another_device_than_asked_for(exported, name):
+    spec = program_specs(EngineInfo.load(exported[0]).config, MAX_BATCH_SIZE)["decoder"]
+    with pytest.raises(DeployError, match=r"ExecutionProvider.*--device cpu") as refusal:
+        find_backend(name).open(spec, exported[0] / "programs", "decoder", Settings(devices=("gpu:0",)))
     assert "\n" not in str(refusal.value)
 
 

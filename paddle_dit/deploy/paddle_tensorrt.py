@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from paddle_dit.deploy.backends import Settings
+from paddle_dit.deploy.backends import Settings, first_line
 from paddle_dit.deploy.paddle_backends import PaddleInference, PaddleProgram
 from paddle_dit.deploy.specs import ProgramSpec
 from paddle_dit.errors import DeployError
-from paddle_dit.files import appears_whole, sha256
+from paddle_dit.files import appears_whole, describe, read_json, sha256, write_json
 
 # Kept out of TensorRT, and so in float32: the sinusoids of the timesteps, which reach 999, and LayerNorm's sums.
 DELICATE = ("pd_op.cos", "pd_op.sin", "pd_op.exp", "pd_op.layer_norm")
 WORKSPACE = 2**32
+HASHES = "hashes.json"  # of what was compiled, beside it
 
 
 def warm_up(spec: ProgramSpec, name: str) -> tuple[np.ndarray, ...]:
@@ -26,6 +27,23 @@ def warm_up(spec: ProgramSpec, name: str) -> tuple[np.ndarray, ...]:
     if dtype == "float32":
         return tuple(random.standard_normal(shape, np.float32) for shape in shapes)
     return tuple(random.integers(0, spec.largest.get(name, 0) + 1, shape) for shape in shapes)
+
+
+def hashes(folder: Path) -> dict[str, dict]:
+    """Return size and hash of every file in a folder of compiled programs, by its name there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != HASHES)
+    return {path.relative_to(folder).as_posix(): describe(path) for path in files}
+
+
+def check_compiled(folder: Path) -> None:
+    """Raise DeployError unless a folder holds what was compiled into it; what a library added later is no fault."""
+    try:
+        written, found = read_json(folder / HASHES, DeployError), hashes(folder)
+        sound = all(found.get(name) == entry for name, entry in written.items())
+    except DeployError:
+        sound = False
+    if not sound:
+        raise DeployError(f"{folder} does not hold what TensorRT made there; remove it, and it will be made again")
 
 
 class PaddleTensorRT(PaddleInference):
@@ -49,6 +67,8 @@ class PaddleTensorRT(PaddleInference):
             with appears_whole(compiled.parent) as partial:
                 partial.mkdir()
                 self._convert(stem, spec, settings, partial / name)
+                write_json(partial / HASHES, hashes(partial))
+        check_compiled(compiled.parent)
         return self.load(compiled, spec, settings)
 
     def _key(self, stem: Path, spec: ProgramSpec, settings: Settings) -> str:
@@ -64,6 +84,15 @@ class PaddleTensorRT(PaddleInference):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def _convert(self, stem: Path, spec: ProgramSpec, settings: Settings, target: Path) -> None:
+        try:
+            self._compile(stem, spec, settings, target)
+        except Exception as error:  # of many classes, of Paddle, of TensorRT and of the import of either
+            raise DeployError(
+                f"TensorRT could not convert the program '{stem.name}' ({first_line(error)}); export with another "
+                "--precision, or with --backend paddle"
+            ) from error
+
+    def _compile(self, stem: Path, spec: ProgramSpec, settings: Settings, target: Path) -> None:
         from paddle.tensorrt import Input, PrecisionMode, TensorRTConfig, convert
 
         # Inputs are given, because the ranges that integers are drawn from would otherwise not know their tables.

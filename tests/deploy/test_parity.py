@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -90,6 +92,20 @@ def test_a_step_that_leaves_out_a_coefficient_is_caught(source, name):
         {**inputs, "coefficients": inputs["coefficients"] * left_out}, keep=keep
     )
     assert not all(figure.passed for figure in compare(pipe, reference))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("name", "part"), [("cached_step", "step"), ("decoder", "decoder")])
+def test_a_program_whose_results_are_no_numbers_fails_by_name(source, name, part, precision):
+    pipe, reference = build_pipeline(source, "dygraph"), make_reference(source, 1)
+    pipe.info = replace(pipe.info, precision=precision)  # for its limits
+    program = pipe.programs[name]
+    run = program.run
+    program.run = lambda inputs, keep=False: {
+        output: value * float("nan") for output, value in run(inputs, keep=keep).items()
+    }
+    with pytest.raises(DeployError, match=f"worst {part}.* nan "):
+        check(pipe, reference)
 
 
 @pytest.mark.parametrize(

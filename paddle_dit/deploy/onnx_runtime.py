@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 
 import paddle_dit
-from paddle_dit.deploy.backends import Settings, explained, first_line
+from paddle_dit.deploy.backends import Settings, explained
 from paddle_dit.deploy.specs import ProgramSpec
 from paddle_dit.errors import ConfigError, DeployError
 
@@ -29,7 +29,12 @@ class OnnxRuntimeProgram:
         try:  # without its own fallback to other providers, which it would take unasked
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=False)
         except Exception as error:  # of many classes, none of which says more than its text
-            raise DeployError(f"ONNX Runtime cannot open {path} ({first_line(error)}); export it again") from None
+            needs = "" if settings.device == "cpu" else " and the CUDA, cuDNN and TensorRT that it is built for"
+            reason = " ".join(str(error).split())[-160:]  # which begins with places in ONNX Runtime's sources
+            raise DeployError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot open {path} (... {reason}); install the version "
+                f"that the engine's deploy.json names{needs}, or export it again with this one"
+            ) from None
         check_providers(self._session, [name for name, _ in providers])
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._place = ("cpu", 0) if settings.device == "cpu" else ("cuda", device_number(settings))

@@ -1,4 +1,6 @@
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from paddle_dit.deploy.backends import BACKENDS, Settings, choose_backend, explained, find_backend
@@ -13,7 +15,7 @@ from paddle_dit.errors import ConfigError, DeployError
 from paddle_dit.generation import generate_latents
 from paddle_dit.runtime import has_gpu
 
-from .conftest import MAX_BATCH_SIZE
+from .conftest import MAX_BATCH_SIZE, sign
 
 OPTIONS = SamplingOptions("ddpm", 4, 2.0, seed=3)
 needs_no_gpu = pytest.mark.skipif(has_gpu(), reason="what is refused without a GPU")
@@ -82,6 +84,17 @@ def test_a_backend_that_is_not_installed_is_named_with_the_mend(monkeypatch):
 def test_what_cannot_run_here_is_refused_in_one_line(name, settings, said):
     with pytest.raises((ConfigError, DeployError), match=said) as refusal:
         find_backend(name).check(Settings(**settings))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_that_this_version_cannot_open_is_said_with_the_mend(engine):
+    path = engine / "programs" / "decoder.onnx"
+    model = onnx.load(path)
+    model.ir_version = 99  # of a later ONNX Runtime
+    onnx.save(model, path)
+    sign(engine)
+    with pytest.raises(DeployError, match=rf"Runtime {onnxruntime.__version__} .*99.*deploy\.json names") as refusal:
+        InferencePipeline.from_pretrained(engine)
     assert "\n" not in str(refusal.value)
 
 

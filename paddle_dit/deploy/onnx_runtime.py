@@ -1,11 +1,14 @@
 """Programs in ONNX Runtime, which needs no Paddle to run them. On a GPU nothing of this has been run yet."""
 
+import math
 import os
 import subprocess
 import sys
 import tempfile
-import threading
+import weakref
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import onnxruntime
 
 import paddle_dit
 from paddle_dit.deploy.backends import Settings, explained
-from paddle_dit.deploy.specs import ProgramSpec
+from paddle_dit.deploy.specs import CONDITIONING, ProgramSpec
 from paddle_dit.errors import ConfigError, DeployError
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -41,12 +44,8 @@ class OnnxRuntimeProgram:
 
     def run(self, inputs: Mapping, *, keep: bool = False) -> dict:
         """See :class:`~paddle_dit.deploy.backends.Program`."""
-        binding, inputs = self._session.io_binding(), {name: in_a_row(value) for name, value in inputs.items()}
-        for name, value in inputs.items():  # whose memory is used as it is, not copied
-            if isinstance(value, np.ndarray):
-                binding.bind_cpu_input(name, value)
-            else:
-                binding.bind_ortvalue_input(name, value)
+        inputs = {name: in_a_row(value) for name, value in inputs.items()}
+        binding = self._bound(inputs)
         for name in self._outputs:
             binding.bind_output(name, *self._place)
         with explained():
@@ -54,45 +53,106 @@ class OnnxRuntimeProgram:
         values = dict(zip(self._outputs, binding.get_outputs(), strict=True))
         return values if keep else {name: value.numpy() for name, value in values.items()}
 
+    def _bound(self, inputs: Mapping) -> onnxruntime.IOBinding:
+        binding = self._session.io_binding()
+        for name, value in inputs.items():  # whose memory is used as it is, not copied
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(name, value)
+            else:
+                binding.bind_ortvalue_input(name, value)
+        return binding
+
+    def _empty(self, shape: tuple[int, ...], dtype: type) -> onnxruntime.OrtValue:
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype, *self._place)
+
+
+class TableProgram(OnnxRuntimeProgram):
+    """The conditioning, whose tables all have one size, so that one captured step serves all; their first rows count.
+
+    Args:
+        rows: of a table.
+    """
+
+    def __init__(self, path: Path, settings: Settings, providers: list, rows: int):
+        super().__init__(path, settings, providers)
+        self._rows, self._width = rows, self._session.get_outputs()[0].shape[1]
+
+    def run(self, inputs: Mapping, *, keep: bool = False) -> dict:
+        """See :class:`~paddle_dit.deploy.backends.Program`; rows past those of the inputs hold anything."""
+        if not keep:
+            return super().run(inputs)
+        inputs = {name: in_a_row(value) for name, value in inputs.items()}
+        binding, (name,) = self._bound(inputs), self._outputs
+        with explained():
+            table, count = self._empty((self._rows, self._width), np.float32), math.prod(map(len, inputs.values()))
+            binding.bind_output(name, *self._place, np.float32, (count, self._width), table.data_ptr())
+            self._session.run_with_iobinding(binding)
+        return {name: table}
+
 
 class ReplayedProgram(OnnxRuntimeProgram):
     """The same from and to fixed addresses, one set for all inputs of the same shapes, as a captured CUDA graph wants.
 
-    Calls wait for each other, and take their outputs away before the next may write there.
+    Calls take turns in a thread of its own, because ONNX Runtime allows a session with CUDA graphs no other. What is
+    kept is copied from one place of the device to another.
     """
 
     def __init__(self, path: Path, settings: Settings, providers: list):
         super().__init__(path, settings, providers)
-        self._captured, self._turn = {}, threading.Lock()
+        self._captured, self._fixed, self._written, self._thread = {}, {}, {}, ThreadPoolExecutor(1)
 
     def run(self, inputs: Mapping, *, keep: bool = False) -> dict:
         """See :class:`~paddle_dit.deploy.backends.Program`."""
+        return self._thread.submit(self._run, inputs, keep).result()
+
+    def _run(self, inputs: Mapping, keep: bool) -> dict:
         shapes = tuple((name, shape_of(value)) for name, value in inputs.items())
-        with self._turn, explained():
+        with explained():
+            for place, value in zip(shapes, inputs.values(), strict=True):
+                self._write(place, value)
             if shapes not in self._captured:
-                self._captured[shapes] = self._capture(inputs)
-            fixed, binding, options = self._captured[shapes]
-            for name, value in inputs.items():
-                fixed[name].update_inplace(value)
+                self._captured[shapes] = self._capture(shapes)
+            binding, options = self._captured[shapes]
             self._session.run_with_iobinding(binding, options)
-            found = zip(self._outputs, binding.get_outputs(), strict=True)
-            outputs = {name: value.numpy().copy() for name, value in found}
-        return {name: self._placed(array) for name, array in outputs.items()} if keep else outputs
+            found = dict(zip(self._outputs, binding.get_outputs(), strict=True))
+            return {name: self._copy(value) if keep else value.numpy().copy() for name, value in found.items()}
 
-    def _capture(self, inputs: Mapping) -> tuple:
-        binding, options = self._session.io_binding(), onnxruntime.RunOptions()
-        if self._place[0] != "cpu":
-            options.add_run_config_entry("gpu_graph_id", str(len(self._captured) + 1))
-        arrays = {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in inputs.items()}
-        fixed = {name: self._placed(array.copy()) for name, array in arrays.items()}  # on the CPU it keeps the array
-        for name, value in fixed.items():
-            binding.bind_ortvalue_input(name, value)
-        for name, value in super().run(inputs, keep=True).items():
+    def _write(self, place: tuple[str, tuple[int, ...]], value) -> None:
+        """Put an input where all of its name and shape go, but not again what was put there last: a table, say."""
+        last = self._written.pop(place, None)
+        if last is None or last() is not value:
+            if place not in self._fixed:
+                dtype = value.dtype.type if isinstance(value, np.ndarray) else np.float32
+                self._fixed[place] = self._empty(place[1], dtype)
+            copy_into(self._fixed[place], in_a_row(value))
+        if not isinstance(value, np.ndarray):  # which its owner may change
+            self._written[place] = weakref.ref(value)
+
+    def _capture(self, shapes: tuple) -> tuple:
+        binding, (once, always) = self._session.io_binding(), (onnxruntime.RunOptions() for _ in range(2))
+        once.add_run_config_entry("gpu_graph_id", "-1")  # captures nothing
+        always.add_run_config_entry("gpu_graph_id", str(len(self._captured) + 1))
+        for name, shape in shapes:
+            binding.bind_ortvalue_input(name, self._fixed[name, shape])
+        for name in self._outputs:
+            binding.bind_output(name, *self._place)
+        self._session.run_with_iobinding(binding, once)  # which makes the outputs, whose addresses are fixed then
+        for name, value in zip(self._outputs, binding.get_outputs(), strict=True):
             binding.bind_ortvalue_output(name, value)
-        return fixed, binding, options
+        return binding, always
 
-    def _placed(self, array: np.ndarray):
-        return onnxruntime.OrtValue.ortvalue_from_numpy(array, *self._place)
+    def _copy(self, value: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
+        copy = self._empty(value.shape(), np.float32)
+        copy_into(copy, value)
+        return copy
+
+
+def copy_into(target: onnxruntime.OrtValue, value) -> None:
+    """Copy an array or a kept value to another's place."""
+    try:
+        target.update_inplace(value)
+    except TypeError:  # of ONNX Runtime 1.23, which copies from the host alone
+        target.update_inplace(value.numpy())
 
 
 def check_providers(session: onnxruntime.InferenceSession, asked: list[str]) -> None:
@@ -174,9 +234,12 @@ class OnnxRuntime:
 
     def open(self, spec: ProgramSpec, folder: Path, name: str, settings: Settings) -> OnnxRuntimeProgram:
         """See :class:`~paddle_dit.deploy.backends.Backend`."""
-        providers = self.providers(settings, spec, folder.parent / "tensorrt")
+        path, cache = folder / f"{name}.onnx", folder.parent / "tensorrt"
+        if settings.cuda_graph and name == CONDITIONING:  # runs once an image, with inputs of too many shapes
+            settings = replace(settings, cuda_graph=False)
+            return TableProgram(path, settings, self.providers(settings, spec, cache), spec.sizes["rows"])
         kind = ReplayedProgram if settings.cuda_graph else OnnxRuntimeProgram
-        return kind(folder / f"{name}.onnx", settings, providers)
+        return kind(path, settings, self.providers(settings, spec, cache))
 
     def versions(self) -> dict[str, str]:
         """See :class:`~paddle_dit.deploy.backends.Backend`."""

@@ -1,12 +1,16 @@
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
+from paddle_dit.deploy import onnx_runtime, specs
 from paddle_dit.deploy.backends import BACKENDS, Settings, choose_backend, explained, find_backend
 from paddle_dit.deploy.engine import EngineInfo
 from paddle_dit.deploy.export import build_pipeline, build_programs
-from paddle_dit.deploy.onnx_runtime import ReplayedProgram
+from paddle_dit.deploy.onnx_runtime import OnnxRuntime
 from paddle_dit.deploy.pipeline import InferencePipeline
 from paddle_dit.deploy.predictor import as_predictor
 from paddle_dit.deploy.specs import MODEL, program_specs
@@ -42,16 +46,53 @@ def test_a_program_draws_in_the_place_of_a_model(source, wanted):
     assert_equal(generate_latents(as_predictor(programs[MODEL], source.info.config), [1, 2, 3], OPTIONS), wanted)
 
 
-def test_fixed_addresses_give_the_same(exported, pipeline):
-    folder, settings = exported[0] / "programs", Settings(cuda_graph=True)
-    programs = {
-        name: ReplayedProgram(folder / f"{name}.onnx", settings, [("CPUExecutionProvider", {})])
-        for name in pipeline.programs
-    }
-    replayed = InferencePipeline(pipeline.info, programs)
-    for labels in ([1, 2, 3], [4], [5, 6, 7]):
-        found = replayed.draw_latents(labels, OPTIONS)
-        np.testing.assert_array_equal(found, pipeline.draw_latents(labels, OPTIONS))
+class OnTheCpu(OnnxRuntime):
+    """What a GPU replays, with the CPU's kernels."""
+
+    def providers(self, settings, spec, cache=None):
+        return [("CPUExecutionProvider", {})]
+
+
+@pytest.fixture
+def replayed(exported, pipeline, monkeypatch):
+    """Return the engine with fixed addresses, whose tables have room for four steps of three classes."""
+    monkeypatch.setattr(specs, "TABLE_BYTES", 4 * 3 * 4 * specs.modulation_width(pipeline.info.config))
+    needed, settings = specs.program_specs(pipeline.info.config, MAX_BATCH_SIZE), Settings(cuda_graph=True)
+    folder = exported[0] / "programs"
+    programs = {name: OnTheCpu().open(needed[name], folder, name, settings) for name in pipeline.programs}
+    return InferencePipeline(pipeline.info, programs)
+
+
+def test_fixed_addresses_give_the_same(replayed, pipeline):
+    calls = [(labels, replace(OPTIONS, seed=seed)) for seed, labels in enumerate([[1, 2, 3], [4], [5, 6], [7, 7, 8]])]
+    wanted = [pipeline.draw_latents(*call) for call in calls]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda call: replayed.draw_latents(*call), calls * 4))
+    for found, one in zip(together, wanted * 4, strict=True):
+        np.testing.assert_array_equal(found, one)
+    pixels = replayed.decode(wanted[0])
+    np.testing.assert_array_equal(pixels, pipeline.decode(wanted[0]))
+
+
+def test_a_step_is_captured_once_for_each_batch_size_with_and_without_guidance(replayed):
+    for steps in range(1, 8):
+        options = SamplingOptions("ddim", steps, 2.0, guidance_interval=(300, 700))
+        for labels in ([1], [2, 2], [3, 4], [5, 6, 7], [8, 8, 9]):
+            replayed.draw_latents(labels, options)
+    assert len(replayed.programs["cached_step"]._captured) == 2 * MAX_BATCH_SIZE
+
+
+@pytest.mark.skipif(onnxruntime.__version__.startswith("1.23."), reason="which copies from the host alone")
+def test_values_stay_on_the_device_and_a_table_is_copied_once(replayed, monkeypatch):
+    width, copied = specs.modulation_width(replayed.info.config), []
+    fetched, numpy, copy = [], onnxruntime.OrtValue.numpy, onnx_runtime.copy_into
+    monkeypatch.setattr(onnxruntime.OrtValue, "numpy", lambda value: fetched.append(value.shape()) or numpy(value))
+    monkeypatch.setattr(
+        onnx_runtime, "copy_into", lambda target, value: copied.append(target.shape()[-1]) or copy(target, value)
+    )
+    replayed.draw_latents([1, 2], SamplingOptions("ddpm", 8, 2.0))
+    assert fetched == [[2, 4, 8, 8]] * 2  # the last step's outputs
+    assert copied.count(width) == 2  # each for four steps
 
 
 def test_an_unknown_backend_is_refused_with_the_nearest():

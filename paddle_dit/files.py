@@ -1,9 +1,11 @@
 """Writing files so that a crash leaves the old one or the new one, and naming their content by a hash."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,32 +49,81 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 @contextmanager
-def appears_whole(final: Path) -> Iterator[Path]:
+def appears_whole(final: Path, *, replace: bool = True) -> Iterator[Path]:
     """Give a path beside ``final`` at which a file or folder may be made: it gets its name at the end, or is deleted.
+
+    What a process that was killed left of the same name is removed first, if it was one of this machine.
 
     Args:
         final: a folder that is there is replaced, and deleted only once the new one has its name. Parents are made.
+        replace: False, for folders alone: whatever has come there meanwhile stays, unless it is an empty folder.
+
+    Raises:
+        ConfigError: something is there that may not be replaced; what was made is deleted.
     """
     final = final.resolve()
-    partial = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    beginning = f".{final.name}.tmp-{_machine()}-"
+    partial = final.with_name(f"{beginning}{os.getpid()}")
     new_parents = [parent for parent in final.parents if not parent.exists()]
     final.parent.mkdir(parents=True, exist_ok=True)
+    for path in list(final.parent.iterdir()):
+        if path.name.startswith(beginning) and not _works(path.name.removeprefix(beginning)):
+            _remove(path)
     try:
         yield partial
-        old = final.with_name(f".{final.name}.old-{os.getpid()}")
-        if final.exists():
-            final.rename(old)
-        partial.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
+        if replace:
+            old = final.with_name(f".{final.name}.old-{os.getpid()}")
+            if final.exists():
+                final.rename(old)
+            partial.rename(final)
+            shutil.rmtree(old, ignore_errors=True)
         else:
-            partial.unlink(missing_ok=True)
+            _rename_to_nothing(partial, final)
+    except BaseException:
+        _remove(partial)
         with suppress(OSError):  # of a folder that somebody else has put something into
             for parent in new_parents:
                 parent.rmdir()
         raise
+
+
+def _machine() -> str:
+    """Return a mark of the place in which the numbers of processes count: the machine, or a container on it."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
+
+
+def _works(number: str) -> bool:
+    """Whether the process of this number may be at work; this one has just begun, so what has its number is older."""
+    if not number.isdecimal():
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return int(number) != os.getpid()
+
+
+def _rename_to_nothing(folder: Path, final: Path) -> None:
+    """Rename a folder; the system refuses where a file or a folder with something in it is."""
+    try:
+        folder.rename(final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise ConfigError(f"{final} was made by another program meanwhile; choose another folder") from None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: object) -> None:

@@ -14,6 +14,7 @@ from paddle_dit import runtime
 from paddle_dit.cli import parse
 from paddle_dit.config import Dtype, Weights
 from paddle_dit.deploy.backends import Settings, find_backend
+from paddle_dit.deploy.engine import check_output
 from paddle_dit.errors import entry_point
 
 
@@ -48,6 +49,7 @@ def main() -> None:
     runtime.prepare()
     device = options.device or ("gpu:0" if options.backend.endswith("tensorrt") else "cpu")
     settings = Settings(options.precision, options.max_batch_size, (device,), options.cuda_graph)
+    check_output(options.output)
     find_backend(options.backend).check(settings)
     from paddle_dit.deploy.export import export
     from paddle_dit.generation import load_generator

@@ -1,8 +1,24 @@
 """What is written appears whole under its name, or not at all."""
 
+import subprocess
+import sys
+
 import pytest
 
+from paddle_dit.errors import ConfigError
 from paddle_dit.files import appears_whole
+
+KILLED = """
+import os, pathlib, signal, sys
+from paddle_dit.files import appears_whole
+with appears_whole(pathlib.Path(sys.argv[1])) as partial:
+    partial.mkdir()
+    (partial / "x").write_text("x")
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("ready", flush=True)
+    input()
+"""
 
 
 def test_a_file_or_folder_appears_at_the_end(tmp_path):
@@ -39,3 +55,36 @@ def test_what_breaks_leaves_nothing_and_no_parents(tmp_path, kind):
     with pytest.raises(KeyboardInterrupt):
         breaks()
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_appears_meanwhile_stays_where_it_may_not_be_replaced(tmp_path, kind):
+    def make():
+        with appears_whole(tmp_path / "folder", replace=False) as partial:
+            partial.mkdir()
+            (partial / "x").write_text("x")
+            place = tmp_path / "folder"
+            if kind == "folder":
+                place.mkdir()
+                place /= "mine"
+            place.write_text("mine")
+
+    with pytest.raises(ConfigError, match="meanwhile"):
+        make()
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_makes_is_not(tmp_path):
+    command = [sys.executable, "-c", KILLED, tmp_path / "folder"]
+    assert subprocess.run([*command, "killed"], check=False).returncode == -9
+    (left,) = tmp_path.iterdir()
+    with subprocess.Popen([*command, "living"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as living:
+        assert living.stdout.readline() == "ready\n"
+        assert not left.exists()
+        with appears_whole(tmp_path / "folder", replace=False) as partial:
+            partial.mkdir()
+            assert list(tmp_path.glob(f".*-{living.pid}/x"))
+        living.communicate("\n")
+    assert living.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -8,7 +8,7 @@ from paddle_dit.data.classes import Classes
 from paddle_dit.deploy.specs import CACHED_STEP, CONDITIONING, DECODER, program_specs
 from paddle_dit.diffusion.schedule import Schedule
 from paddle_dit.errors import ConfigError, DeployError
-from paddle_dit.files import describe, read_json, sha256, write_json
+from paddle_dit.files import check_writable, describe, read_json, sha256, write_json
 
 DESCRIPTION, PROGRAMS = "deploy.json", "programs"
 SAVED = (CONDITIONING, CACHED_STEP, DECODER)  # of a folder
@@ -113,6 +113,13 @@ class EngineInfo:
         for name, (size, digest) in files.items():
             check_file(folder / name, size, digest)
         return info
+
+
+def check_output(output: Path) -> None:
+    """Raise ConfigError or DeployError unless an engine's folder can be made here."""
+    check_writable(output.resolve().parent, "--output")
+    if output.exists() or output.is_symlink():
+        raise DeployError(f"{output} exists; choose another --output, or remove it")
 
 
 def check_file(path: Path, size: int, digest: str) -> None:

@@ -11,14 +11,14 @@ from paddle_dit.checkpoint import fingerprint
 from paddle_dit.conversion.formats import MODEL_INDEX
 from paddle_dit.conversion.loading import known_names
 from paddle_dit.deploy.backends import Settings, find_backend
-from paddle_dit.deploy.engine import PROGRAMS, SAVED, EngineInfo, scheduler
+from paddle_dit.deploy.engine import PROGRAMS, SAVED, EngineInfo, check_output, scheduler
 from paddle_dit.deploy.parity import FILE, check
 from paddle_dit.deploy.pipeline import InferencePipeline
 from paddle_dit.deploy.programs import build_layers
 from paddle_dit.deploy.reference import make_reference
 from paddle_dit.deploy.specs import program_specs
-from paddle_dit.errors import ConversionError, DeployError
-from paddle_dit.files import appears_whole, check_writable, read_json
+from paddle_dit.errors import ConversionError
+from paddle_dit.files import appears_whole, read_json
 from paddle_dit.generation import Generator
 from paddle_dit.models.vae import factor_of
 
@@ -121,25 +121,23 @@ def export(
     Args:
         source: model and VAE.
         origin: the path or name that they came from.
-        output: the folder to make; must not exist.
+        output: the folder to make; must not exist, neither now nor when it is to appear.
         backend_name: one that has files.
         settings: for the backend.
         report: is told the figures, in a line each.
 
     Raises:
-        ConfigError: no such backend, or a precision that it has not here.
+        ConfigError: no such backend, a precision that it has not here, or an output that another program made.
         ConversionError: see :func:`describe_engine`.
         DeployError: see :func:`build_programs` and :func:`~paddle_dit.deploy.parity.check`. Nothing is left.
     """
-    check_writable(output.resolve().parent, "--output")
-    if output.exists():
-        raise DeployError(f"{output} exists; choose another --output, or remove it")
+    check_output(output)
     find_backend(backend_name).check(settings)
     # A GPU's TF32 would blur the reference, and on it attention is traced as one kernel, which no compiler takes apart.
     paddle.set_device("cpu")
     info = describe_engine(source, origin, backend_name, settings)
     reference = make_reference(source, settings.max_batch_size)
-    with appears_whole(output) as partial:
+    with appears_whole(output, replace=False) as partial:
         (partial / PROGRAMS).mkdir(parents=True)
         programs = build_programs(source, backend_name, SAVED, settings, partial / PROGRAMS)
         figures = check(InferencePipeline(info, programs), reference, report)

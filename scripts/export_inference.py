@@ -8,12 +8,11 @@ Step program, decoder and a whole sample are compared with the model in float32;
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from paddle_dit import runtime
 from paddle_dit.cli import parse
 from paddle_dit.config import Dtype, Weights
-from paddle_dit.deploy.backends import Settings, find_backend
+from paddle_dit.deploy.backends import ExportBackend, Settings, find_backend
 from paddle_dit.deploy.engine import check_output
 from paddle_dit.errors import entry_point
 
@@ -26,7 +25,7 @@ class Options:
     """DiTPipeline folder, checkpoint, run folder or weights file."""
     output: Path
     """Folder to make."""
-    backend: Literal["onnxruntime", "paddle", "onnxruntime-tensorrt", "paddle-tensorrt"] = "onnxruntime"
+    backend: ExportBackend = "onnxruntime"
     """What runs the engine. The two of TensorRT need a GPU, where they have not been run yet."""
     precision: Dtype = "fp32"
     """Of the engine. On the CPU fp32 is the fastest."""

@@ -4,12 +4,13 @@ A backend is chosen by name; its own module, and with it Paddle or ONNX Runtime,
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from paddle_dit.config import Dtype
 from paddle_dit.deploy.specs import ProgramSpec
@@ -38,9 +39,12 @@ class Settings:
     Attributes:
         precision: "fp32", "fp16" or "bf16".
         max_batch_size: images that a program is given at most.
-        devices: a mesh of devices, "cpu" or "gpu:0"; one today.
+        devices: a mesh of devices, "cpu" or "gpu:0" and so on; one today.
         cuda_graph: capture the step on a GPU once for each batch size, and replay it.
         threads: of the CPU; None takes all that this process may have.
+
+    Raises:
+        ConfigError: any of them is something else.
     """
 
     precision: str = "fp32"
@@ -52,15 +56,26 @@ class Settings:
     def __post_init__(self):
         if self.precision not in get_args(Dtype):
             raise ConfigError(f"precision must be {', '.join(get_args(Dtype))}, got '{self.precision}'")
-        if self.max_batch_size < 1:
-            raise ConfigError(f"max_batch_size must be 1 or more, got {self.max_batch_size}")
+        for name in ("max_batch_size", "threads"):
+            value = getattr(self, name)
+            if not (name == "threads" and value is None) and not (type(value) is int and value >= 1):
+                raise ConfigError(f"{name} must be an integer, 1 or more, got {value!r}")
         if len(self.devices) != 1:
             raise ConfigError(f"an engine runs on one device, got {len(self.devices)}: {', '.join(self.devices)}")
+        if not re.fullmatch("cpu|gpu:[0-9]{1,3}", str(self.device)):
+            raise ConfigError(f"device must be cpu, or gpu:0 and so on, got '{self.device}'")
+        if type(self.cuda_graph) is not bool:
+            raise ConfigError(f"cuda_graph must be true or false, got {self.cuda_graph!r}")
 
     @property
     def device(self) -> str:
         """The device."""
         return self.devices[0]
+
+    @property
+    def device_number(self) -> int:
+        """The GPU's number, 1 of "gpu:1" say; 0 for the CPU."""
+        return int(self.device.partition(":")[2] or 0)
 
     @property
     def thread_count(self) -> int:
@@ -97,6 +112,7 @@ class Backend(Protocol):
         """Return the versions of what runs the programs."""
 
 
+ExportBackend = Literal["onnxruntime", "paddle", "onnxruntime-tensorrt", "paddle-tensorrt"]  # those that have files
 _ROOM = "paddle_dit.deploy"
 BACKENDS = {
     "onnxruntime": (f"{_ROOM}.onnx_runtime", "OnnxRuntime", "onnxruntime"),

@@ -11,13 +11,13 @@ from paddle_dit.checkpoint import fingerprint
 from paddle_dit.conversion.formats import MODEL_INDEX
 from paddle_dit.conversion.loading import known_names
 from paddle_dit.deploy.backends import Settings, find_backend
-from paddle_dit.deploy.engine import PROGRAMS, SAVED, EngineInfo, check_output, scheduler
-from paddle_dit.deploy.parity import FILE, check
+from paddle_dit.deploy.engine import PROGRAMS, REFERENCE, SAVED, EngineInfo, check_output, scheduler
+from paddle_dit.deploy.parity import check
 from paddle_dit.deploy.pipeline import InferencePipeline
 from paddle_dit.deploy.programs import build_layers
 from paddle_dit.deploy.reference import make_reference
 from paddle_dit.deploy.specs import program_specs
-from paddle_dit.errors import ConversionError
+from paddle_dit.errors import ConfigError, ConversionError
 from paddle_dit.files import appears_whole, read_json
 from paddle_dit.generation import Generator
 from paddle_dit.models.vae import factor_of
@@ -43,6 +43,8 @@ def build_programs(
     """
     backend = find_backend(backend_name)
     backend.check(settings)
+    if backend.in_memory and settings.cuda_graph:
+        raise ConfigError(f"the backend '{backend_name}' replays no CUDA graphs; leave cuda_graph out")
     specs, layers = program_specs(source.info.config, settings.max_batch_size), build_layers(source.model, source.vae)
     if backend.in_memory:
         return {name: backend.wrap(layers[name], specs[name], settings) for name in names}
@@ -141,7 +143,7 @@ def export(
         (partial / PROGRAMS).mkdir(parents=True)
         programs = build_programs(source, backend_name, SAVED, settings, partial / PROGRAMS)
         figures = check(InferencePipeline(info, programs), reference, report)
-        np.savez(partial / FILE, **reference)
+        np.savez(partial / REFERENCE, **reference)
         info = replace(info, parity=figures)
         info.save(partial)
     return info

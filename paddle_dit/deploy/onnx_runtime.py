@@ -272,4 +272,4 @@ class OnnxRuntimeTensorRT(OnnxRuntime):
 
 def device_number(settings: Settings) -> int:
     """Return the number of a GPU, "gpu:1" say."""
-    return int(settings.device.partition(":")[2] or 0)
+    return settings.device_number

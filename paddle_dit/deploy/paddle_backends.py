@@ -130,7 +130,7 @@ class PaddleInference:
         else:
             kinds = inference.PrecisionType
             kind = {"fp32": kinds.Float32, "fp16": kinds.Half, "bf16": kinds.Bfloat16}[settings.precision]
-            config.enable_use_gpu(256, int(settings.device.partition(":")[2] or 0), kind)
+            config.enable_use_gpu(256, settings.device_number, kind)
         return config
 
     def versions(self) -> dict[str, str]:

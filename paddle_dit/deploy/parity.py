@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from paddle_dit.config import DiTConfig
+from paddle_dit.deploy.engine import REFERENCE
 from paddle_dit.deploy.loop import Conditions, combinations
 from paddle_dit.deploy.pipeline import InferencePipeline
 from paddle_dit.deploy.specs import CACHED_STEP, COEFFICIENTS, DECODER, STEP
@@ -17,7 +18,6 @@ from paddle_dit.diffusion.options import SamplingOptions, can_guide
 from paddle_dit.diffusion.schedule import NUM_TRAIN_TIMESTEPS
 from paddle_dit.errors import DeployError, GenerationError
 
-FILE = "parity.npz"
 TIMESTEPS = (NUM_TRAIN_TIMESTEPS - 1, NUM_TRAIN_TIMESTEPS // 2, 0)
 SCALE, CHANNELS = 4.0, 3
 STEPS = 10
@@ -132,10 +132,10 @@ def psnr(found: np.ndarray, wanted: np.ndarray) -> float:
 def load_reference(folder: Path) -> dict[str, np.ndarray]:
     """Read what :func:`paddle_dit.deploy.reference.make_reference` made, from an engine's folder."""
     try:
-        with np.load(folder / FILE, allow_pickle=False) as file:
+        with np.load(folder / REFERENCE, allow_pickle=False) as file:
             return dict(file)
     except (OSError, ValueError, KeyError) as error:
-        raise DeployError(f"{folder / FILE} cannot be read ({error}); export the engine again") from None
+        raise DeployError(f"{folder / REFERENCE} cannot be read ({error}); export the engine again") from None
 
 
 def check(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from paddle_dit.deploy.backends import Program, Settings, choose_backend
+from paddle_dit.deploy.backends import Program, choose_backend
 from paddle_dit.deploy.engine import PROGRAMS, SAVED, EngineInfo
 from paddle_dit.deploy.loop import draw_latents
 from paddle_dit.deploy.specs import DECODER, program_specs
@@ -61,7 +61,7 @@ class InferencePipeline:
         """
         folder = Path(folder)
         info = EngineInfo.load(folder)
-        settings = Settings(info.precision, info.max_batch_size, (info.device,), info.cuda_graph, threads)
+        settings = info.settings(threads)
         specs = program_specs(info.config, info.max_batch_size)
         backend, settings = choose_backend(info.backend, info.versions, settings, fallback)
         programs = {name: backend.open(specs[name], folder / PROGRAMS, name, settings) for name in SAVED}

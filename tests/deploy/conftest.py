@@ -9,7 +9,8 @@ import pytest
 
 from paddle_dit.checkpoint import save_checkpoint
 from paddle_dit.config import DiTConfig, ModelInfo
-from paddle_dit.files import read_json, sha256, write_json
+from paddle_dit.deploy.engine import DIGEST, digest_of
+from paddle_dit.files import describe, read_json, write_json
 
 from ..conftest import ROOT
 
@@ -74,9 +75,9 @@ def engine(exported, tmp_path):
     return shutil.copytree(exported[0], tmp_path / "engine")
 
 
-def sign(folder):
-    """Write the hashes of files that were changed into deploy.json."""
+def sign(folder, **changes):
+    """Write other values, and the hashes of files that were changed, into deploy.json as an export would."""
     values = read_json(folder / "deploy.json", AssertionError)
-    for name, entry in values["files"].items():
-        entry |= {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
-    write_json(folder / "deploy.json", values)
+    values["files"] = {name: describe(folder / name) for name in values["files"]}
+    values = {name: value for name, value in {**values, **changes}.items() if name != DIGEST}
+    write_json(folder / "deploy.json", {**values, DIGEST: digest_of(values)})

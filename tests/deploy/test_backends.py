@@ -165,10 +165,31 @@ def test_paddles_programs_are_for_the_version_that_wrote_them():
     assert choose_backend("onnxruntime", {"onnxruntime": "1.20.0"}, Settings(), fallback=False)[0].name == "onnxruntime"
 
 
-@pytest.mark.parametrize("settings", [{"precision": "int8"}, {"max_batch_size": 0}, {"devices": ("gpu:0", "gpu:1")}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "int8"},
+        {"max_batch_size": 0},
+        {"max_batch_size": 2.5},
+        {"threads": 0},
+        {"threads": -1},
+        {"devices": ("gpu:0", "gpu:1")},
+        *({"devices": (device,)} for device in ("gpu:x", "gpu", "CPU", "cpu:0", "cuda:0", "", None)),
+        {"cuda_graph": "no"},
+    ],
+)
 def test_settings_that_cannot_be_are_refused(settings):
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=next(iter(settings)).removesuffix("s")):
         Settings(**settings)
+
+
+def test_a_device_has_a_number():
+    assert [Settings(devices=(device,)).device_number for device in ("cpu", "gpu:0", "gpu:12")] == [0, 0, 12]
+
+
+def test_programs_in_memory_replay_no_graphs(source):
+    with pytest.raises(ConfigError, match="CUDA graph"):
+        build_pipeline(source, "static", settings=Settings(devices=("cpu",), cuda_graph=True))
 
 
 @pytest.mark.parametrize(

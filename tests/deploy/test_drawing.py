@@ -42,9 +42,7 @@ def test_an_engine_that_computes_something_else_ends_with_one_line(engine, run_c
 
 
 def test_another_version_than_the_engine_was_proven_with_is_told(engine, run_command, tmp_path):
-    values = json.loads((engine / "deploy.json").read_text())
-    values["versions"]["onnxruntime"] = "1.0"
-    (engine / "deploy.json").write_text(json.dumps(values))
+    sign(engine, versions={"onnxruntime": "1.0"})
     flags = ["--class-labels", 1, "--num-inference-steps", 1, "--output", tmp_path / "out"]
     result = infer(run_command, "--model", engine, *flags)
     assert result.returncode == 0, result.stderr

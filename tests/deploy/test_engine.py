@@ -7,11 +7,7 @@ from paddle_dit.deploy.engine import EngineInfo
 from paddle_dit.errors import DeployError
 from paddle_dit.files import read_json, write_json
 
-from .conftest import MAX_BATCH_SIZE, NAMES
-
-
-def change(folder, **values):
-    write_json(folder / "deploy.json", {**read_json(folder / "deploy.json", AssertionError), **values})
+from .conftest import MAX_BATCH_SIZE, NAMES, sign
 
 
 def test_the_folder_describes_itself(exported, source):
@@ -53,21 +49,64 @@ def test_a_damaged_file_is_found_before_it_is_opened(engine, damage, said):
 
 
 @pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("vae", {"scaling_factor": 0.7}),
+        ("label_names", {"3": "digit 4"}),
+        ("model", {"num_classes": 9}),
+        (None, {"precision": "fp16"}),
+        (None, {"max_batch_size": "8"}),
+        (None, {"parity": {}}),
+        (None, {"description_sha256": None}),
+        (None, {"more": 1}),
+    ],
+)
+def test_a_description_that_was_changed_is_refused(engine, part, values):
+    found = read_json(engine / "deploy.json", AssertionError)
+    (found if part is None else found[part]).update(values)
+    write_json(engine / "deploy.json", found)
+    with pytest.raises(DeployError, match="is not what was exported, it was") as refusal:
+        InferencePipeline.from_pretrained(engine)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_description_may_be_written_in_another_form(engine):
+    found = read_json(engine / "deploy.json", AssertionError)
+    (engine / "deploy.json").write_text(json.dumps(dict(reversed(found.items()))))
+    assert EngineInfo.load(engine).label_names == NAMES
+
+
+@pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"format": "other"}, "no engine"),
-        ({"format_version": 2}, "no engine of this version"),
+        ({"format_version": 1}, "no engine of this version"),
         ({"model": {"depth": -1}}, "damaged"),
         ({"model": []}, "damaged"),
+        ({"model": {"sample_size": 10}}, "damaged"),
         ({"vae": {}}, "damaged"),
+        ({"vae": {"scaling_factor": "4", "factor": 4}}, "damaged"),
+        ({"vae": {"scaling_factor": 1.0, "factor": "4"}}, "damaged"),
         ({"files": {"x": 3}}, "damaged"),
+        ({"files": {"x": {"bytes": float("inf"), "sha256": ""}}}, "damaged"),
+        ({"files": {}}, "damaged"),
         ({"label_names": {"one": "1"}}, "damaged"),
+        ({"max_batch_size": "8"}, "damaged"),
+        ({"max_batch_size": 2}, "programs of another model"),
+        ({"device": None}, "damaged"),
+        ({"device": "gpu:x"}, "damaged"),
+        ({"backend": "static"}, "damaged"),
+        ({"backend": ["onnxruntime"]}, "damaged"),
+        ({"versions": None}, "damaged"),
+        ({"source": {}}, "damaged"),
+        ({"sampling": {"sampler": "ddim", "more": 1}}, "damaged"),
+        ({"cuda_graph": "no"}, "damaged"),
         ({"scheduler": {"beta_end": 0.012}}, "another noise schedule"),
         ({"device": "gpu:0"}, "--fallback"),
     ],
 )
-def test_a_damaged_description_is_said_in_one_line(engine, values, said):
-    change(engine, **values)
+def test_a_description_that_no_export_writes_is_refused_in_one_line(engine, values, said):
+    sign(engine, **values)
     with pytest.raises(DeployError, match=said) as refusal:
         InferencePipeline.from_pretrained(engine)
     assert "\n" not in str(refusal.value)
@@ -82,6 +121,6 @@ def test_what_is_no_engine_is_said(tmp_path):
 
 
 def test_an_engine_of_another_device_runs_on_the_cpu_where_that_is_asked_for(engine, pipeline):
-    change(engine, device="gpu:0", backend="onnxruntime-tensorrt")
+    sign(engine, device="gpu:0", backend="onnxruntime-tensorrt")
     fallen = InferencePipeline.from_pretrained(engine, fallback=True)
     assert (fallen([1], 2).pixels == pipeline([1], 2).pixels).all()

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from paddle_dit.config import Dtype
 from paddle_dit.deploy.specs import ProgramSpec
-from paddle_dit.errors import ConfigError, DeployError, PaddleDiTError, nearest
+from paddle_dit.errors import ConfigError, DeployError, nearest
 
 _OUT_OF_MEMORY = ("ResourceExhausted", "Out of memory", "out of memory", "Failed to allocate memory", "bad_alloc")
 
@@ -145,35 +145,37 @@ def find_backend(name: str) -> Backend:
         ) from None
 
 
-def choose_backend(
-    name: str, versions: Mapping[str, str], settings: Settings, fallback: bool
-) -> tuple[Backend, Settings]:
-    """Return the backend that opens an engine's files here, and how it is to run.
+def open_programs(
+    name: str, versions: Mapping[str, str], specs: Mapping[str, ProgramSpec], folder: Path, settings: Settings
+) -> tuple[Backend, dict[str, Program]]:
+    """Return an engine's programs, opened, and the backend that runs them.
 
     Args:
-        name: of the backend that the engine was made for.
-        versions: with which it was made.
-        settings: as it was made.
-        fallback: where that backend cannot run here, take the plain one of the same kind, in float32 on the CPU.
+        name: of the backend.
+        versions: with which the engine was made.
+        specs: of the programs, by name.
+        folder: of their files.
+        settings: for the backend.
 
     Raises:
-        DeployError, ConfigError: it cannot, and no fallback was asked for or can run either.
+        DeployError, ConfigError: it cannot run here so, or cannot open them.
     """
-    try:
-        backend = find_backend(name)
-        backend.check(settings)
-    except PaddleDiTError as error:
-        if not fallback:
-            hint = "" if settings.device == "cpu" else "; --fallback runs it on the CPU"
-            raise DeployError(f"{error}{hint}") from None
-        settings = replace(settings, devices=("cpu",), precision="fp32", cuda_graph=False)
-        backend = find_backend(FALLBACKS.get(name, name))
-        backend.check(settings)
+    backend = find_backend(name)
+    backend.check(settings)
     if backend.bound and (different := differences(versions, backend.versions())):
         raise DeployError(
             f"the engine was made with {different}; install those versions, or export it again with these"
         )
-    return backend, settings
+    return backend, {program: backend.open(spec, folder, program, settings) for program, spec in specs.items()}
+
+
+def plain_backend(name: str, settings: Settings) -> tuple[str, Settings]:
+    """Return the plain backend of the same kind on the CPU, and its settings.
+
+    Files for ONNX Runtime have their precision in them; those for Paddle are in float32, as is its CPU.
+    """
+    precision = settings.precision if BACKENDS[name][2] == "onnxruntime" else "fp32"
+    return FALLBACKS.get(name, name), replace(settings, devices=("cpu",), precision=precision, cuda_graph=False)
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:

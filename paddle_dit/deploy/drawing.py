@@ -69,7 +69,9 @@ def infer(options: InferOptions, report: Callable[[str], object] = print) -> Non
     """
     draws = bool(options.class_labels) or not options.verify
     with hold_folder(options.output, options.overwrite) if draws else nullcontext() as folder:
-        pipeline = InferencePipeline.from_pretrained(options.model, threads=options.threads, fallback=options.fallback)
+        pipeline = InferencePipeline.from_pretrained(
+            options.model, threads=options.threads, fallback=options.fallback, report=report
+        )
         different = differences(pipeline.info.versions, pipeline.versions)
         if different and not options.verify:
             report(f"the engine was proven with {different}; --verify compares it with the model again")
@@ -97,11 +99,11 @@ def _draw(pipeline: InferencePipeline, options: InferOptions, folder: Path, repo
         "engine": str(options.model),
         "image_size": list(images.shape[1:3]),
         **sampling.to_dict(),
-        "precision": info.precision,
-        "backend": info.backend,
+        "precision": pipeline.settings.precision,
+        "backend": pipeline.backend,
         "batch_size": min(options.batch_size or info.max_batch_size, info.max_batch_size),
         **{name: info.source[name] for name in ("weights_sha256", "vae_sha256")},
-        "device": info.device,
+        "device": pipeline.settings.device,
         "environment": {
             **pipeline.versions,
             "paddle_dit": __version__,

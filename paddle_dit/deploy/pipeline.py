@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from paddle_dit.deploy.backends import Program, choose_backend
+from paddle_dit.deploy.backends import Program, Settings, open_programs, plain_backend
 from paddle_dit.deploy.engine import PROGRAMS, SAVED, EngineInfo
 from paddle_dit.deploy.loop import draw_latents
 from paddle_dit.deploy.specs import DECODER, program_specs
 from paddle_dit.diffusion.options import SamplingOptions, check_draw
+from paddle_dit.errors import DeployError, PaddleDiTError
 from paddle_dit.models.tiling import LARGEST_TILE, decode_batches
 
 
@@ -38,34 +39,61 @@ class InferencePipeline:
     Attributes:
         info: what ``deploy.json`` says.
         programs: the engine's programs by name.
+        backend: name of what runs them here, which after a fallback is another than the engine was made for.
+        settings: how it runs them.
         versions: of what runs them here.
     """
 
-    def __init__(self, info: EngineInfo, programs: Mapping[str, Program], versions: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        info: EngineInfo,
+        programs: Mapping[str, Program],
+        *,
+        backend: str | None = None,
+        settings: Settings | None = None,
+        versions: Mapping[str, str] | None = None,
+    ):
         self.info, self.programs, self.versions = info, programs, dict(versions or info.versions)
+        self.backend, self.settings = backend or info.backend, settings or info.settings()
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, threads: int | None = None, fallback: bool = False
+        cls,
+        folder: str | Path,
+        *,
+        threads: int | None = None,
+        fallback: bool = False,
+        report: Callable[[str], object] = lambda line: None,
     ) -> "InferencePipeline":
         """Open an engine's folder.
 
         Args:
             folder: of scripts/export_inference.py.
             threads: of the CPU; all that the process may have by default.
-            fallback: where the engine's backend cannot run here, run its programs by the plain one of the same kind.
+            fallback: where the engine's backend cannot run here, or cannot open the programs, run them by the plain one
+                of the same kind on the CPU.
+            report: is told, in a line, of a fallback and why.
 
         Raises:
+            ConfigError: a number of threads that cannot be.
             DeployError: no engine, files that are not what was exported, or a backend, version or device that is
                 missing here.
         """
         folder = Path(folder)
         info = EngineInfo.load(folder)
-        settings = info.settings(threads)
-        specs = program_specs(info.config, info.max_batch_size)
-        backend, settings = choose_backend(info.backend, info.versions, settings, fallback)
-        programs = {name: backend.open(specs[name], folder / PROGRAMS, name, settings) for name in SAVED}
-        return cls(info, programs, backend.versions())
+        name, settings, specs = info.backend, info.settings(threads), program_specs(info.config, info.max_batch_size)
+        place = (info.versions, {program: specs[program] for program in SAVED}, folder / PROGRAMS)
+        try:
+            backend, programs = open_programs(name, *place, settings)
+        except PaddleDiTError as error:
+            plain = plain_backend(name, settings)
+            if not fallback or plain == (name, settings):
+                hint = "" if plain == (name, settings) else "; with --fallback the CPU may run it"
+                raise DeployError(f"{error}{hint}") from None
+            report(f"{name} on {settings.device} cannot run here ({error}); {plain[0]} on the CPU takes its place")
+            name, settings = plain
+            backend, programs = open_programs(name, *place, settings)
+        return cls(info, programs, backend=name, settings=settings, versions=backend.versions())
 
     def __call__(
         self,

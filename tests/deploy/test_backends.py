@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 
 from paddle_dit.deploy import onnx_runtime, specs
-from paddle_dit.deploy.backends import BACKENDS, Settings, choose_backend, explained, find_backend
+from paddle_dit.deploy.backends import BACKENDS, Settings, explained, find_backend, open_programs, plain_backend
 from paddle_dit.deploy.engine import EngineInfo
 from paddle_dit.deploy.export import build_pipeline, build_programs
 from paddle_dit.deploy.onnx_runtime import OnnxRuntime
@@ -149,20 +149,25 @@ def test_no_session_runs_on_another_device_than_asked_for(exported, name):
     assert "\n" not in str(refusal.value)
 
 
-@needs_no_gpu
-@pytest.mark.parametrize(("name", "plain"), [("onnxruntime-tensorrt", "onnxruntime"), ("paddle-tensorrt", "paddle")])
-def test_there_is_a_fallback_only_where_it_is_asked_for(name, plain):
-    settings = Settings("fp16", devices=("gpu:0",), cuda_graph=True)
-    with pytest.raises(DeployError, match="--fallback"):
-        choose_backend(name, {}, settings, fallback=False)
-    backend, settings = choose_backend(name, {}, settings, fallback=True)
-    assert (backend.name, settings.device, settings.precision, settings.cuda_graph) == (plain, "cpu", "fp32", False)
+@pytest.mark.parametrize(
+    ("name", "plain", "precision"),
+    [
+        ("onnxruntime-tensorrt", "onnxruntime", "fp16"),  # which is in its files
+        ("onnxruntime", "onnxruntime", "fp16"),
+        ("paddle-tensorrt", "paddle", "fp32"),
+    ],
+)
+def test_the_plain_backend_is_of_the_same_kind_on_the_cpu(name, plain, precision):
+    settings = Settings("fp16", 3, devices=("gpu:0",), cuda_graph=True, threads=2)
+    assert plain_backend(name, settings) == (plain, Settings(precision, 3, threads=2))
+    assert plain_backend(plain, Settings()) == (plain, Settings())
 
 
-def test_paddles_programs_are_for_the_version_that_wrote_them():
+def test_paddles_programs_are_for_the_version_that_wrote_them(tmp_path):
     with pytest.raises(DeployError, match=r"paddle 3\.0\.0 \(here"):
-        choose_backend("paddle", {"paddle": "3.0.0"}, Settings(), fallback=False)
-    assert choose_backend("onnxruntime", {"onnxruntime": "1.20.0"}, Settings(), fallback=False)[0].name == "onnxruntime"
+        open_programs("paddle", {"paddle": "3.0.0"}, {}, tmp_path, Settings())
+    backend, _ = open_programs("onnxruntime", {"onnxruntime": "1.20.0"}, {}, tmp_path, Settings())
+    assert backend.name == "onnxruntime"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """scripts/export_inference.py and scripts/infer.py as processes."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
+
+from paddle_dit.runtime import has_gpu
 
 from .conftest import sign
 
@@ -47,6 +50,17 @@ def test_another_version_than_the_engine_was_proven_with_is_told(engine, run_com
     result = infer(run_command, "--model", engine, *flags)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("the engine was proven with onnxruntime 1.0 (here ")
+
+
+@pytest.mark.skipif(has_gpu(), reason="here the engine may have what it needs")
+def test_a_fallback_is_told_and_the_record_names_what_ran(engine, run_command, tmp_path):
+    sign(engine, backend="onnxruntime-tensorrt", device="gpu:0", precision="fp16", cuda_graph=True)
+    flags = ["--class-labels", 1, "--num-inference-steps", 1, "--output", tmp_path / "out", "--fallback"]
+    result = infer(run_command, "--model", engine, *flags)
+    assert result.returncode == 0, result.stderr
+    assert re.match("onnxruntime-tensorrt on gpu:0 cannot run here .*onnxruntime on the CPU", result.stdout)
+    record = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert (record["backend"], record["device"]) == ("onnxruntime", "cpu")
 
 
 @pytest.mark.parametrize(

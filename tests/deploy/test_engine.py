@@ -3,6 +3,7 @@ import json
 import pytest
 
 from paddle_dit.deploy import InferencePipeline
+from paddle_dit.deploy.backends import BACKENDS
 from paddle_dit.deploy.engine import EngineInfo
 from paddle_dit.errors import DeployError
 from paddle_dit.files import read_json, write_json
@@ -120,7 +121,39 @@ def test_what_is_no_engine_is_said(tmp_path):
         InferencePipeline.from_pretrained(tmp_path)
 
 
-def test_an_engine_of_another_device_runs_on_the_cpu_where_that_is_asked_for(engine, pipeline):
+class WithoutTensorRT:
+    """What ONNX Runtime with TensorRT compiled in, and without its libraries, does: only opening a program shows it."""
+
+    def __new__(cls):
+        from paddle_dit.deploy.onnx_runtime import OnnxRuntimeTensorRT
+
+        class Unable(OnnxRuntimeTensorRT):
+            def check(self, settings):
+                pass
+
+            def open(self, spec, folder, name, settings):
+                raise DeployError("no library of TensorRT")
+
+        return Unable()
+
+
+@pytest.mark.parametrize("shown", ["at once", "by opening"])
+def test_an_engine_of_another_device_runs_on_the_cpu_where_that_is_asked_for(engine, pipeline, shown, monkeypatch):
+    if shown == "by opening":
+        monkeypatch.setitem(BACKENDS, "onnxruntime-tensorrt", (__name__, "WithoutTensorRT", "onnxruntime"))
     sign(engine, device="gpu:0", backend="onnxruntime-tensorrt")
-    fallen = InferencePipeline.from_pretrained(engine, fallback=True)
+    with pytest.raises(DeployError, match=r"Tensor(RT|rt).*--fallback"):
+        InferencePipeline.from_pretrained(engine)
+    told = []
+    fallen = InferencePipeline.from_pretrained(engine, fallback=True, report=told.append)
     assert (fallen([1], 2).pixels == pipeline([1], 2).pixels).all()
+    assert (fallen.backend, fallen.settings.device) == ("onnxruntime", "cpu")
+    (line,) = told
+    assert line.startswith("onnxruntime-tensorrt on gpu:0 cannot run here (")
+
+
+def test_there_is_nothing_to_fall_back_to_from_the_plain_backend(engine):
+    (engine / "programs" / "decoder.onnx").write_bytes(b"no program")
+    sign(engine)
+    with pytest.raises(DeployError, match=r"cannot open [^;]*; export it again$"):
+        InferencePipeline.from_pretrained(engine, fallback=True)

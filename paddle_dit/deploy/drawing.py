@@ -14,8 +14,9 @@ from tyro.conf import arg
 from paddle_dit import __version__
 from paddle_dit.deploy.backends import differences
 from paddle_dit.deploy.parity import check, load_reference
-from paddle_dit.deploy.pipeline import InferencePipeline
+from paddle_dit.deploy.pipeline import INDICES, InferencePipeline
 from paddle_dit.diffusion.options import Sampler, SamplingOptions, TimestepSpacing
+from paddle_dit.errors import ConfigError
 from paddle_dit.pictures import hold_folder, save_images
 from paddle_dit.runtime import peak_rss
 
@@ -59,6 +60,14 @@ class InferOptions:
     fallback: bool = False
     """Where the engine's backend cannot run, run its programs by the plain one of the same kind."""
 
+    def check(self) -> None:
+        """Raise ConfigError for numbers that cannot be."""
+        for flag, value in (("--batch-size", self.batch_size), ("--threads", self.threads)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{flag} must be 1 or more, got {value}")
+        if not 0 <= self.first_index < INDICES:
+            raise ConfigError(f"--first-index must be 0 to 2**62 - 1, got {self.first_index}")
+
 
 def infer(options: InferOptions, report: Callable[[str], object] = print) -> None:
     """Compare, if it is asked for, and draw.
@@ -67,6 +76,7 @@ def infer(options: InferOptions, report: Callable[[str], object] = print) -> Non
         ConfigError: options that cannot be.
         DeployError: an engine that cannot be used, or that does not compute what it should.
     """
+    options.check()
     draws = bool(options.class_labels) or not options.verify
     with hold_folder(options.output, options.overwrite) if draws else nullcontext() as folder:
         pipeline = InferencePipeline.from_pretrained(

@@ -1,7 +1,8 @@
 """From class names to images with an engine; with ONNX Runtime no Paddle is needed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from paddle_dit.deploy.engine import PROGRAMS, SAVED, EngineInfo
 from paddle_dit.deploy.loop import draw_latents
 from paddle_dit.deploy.specs import DECODER, program_specs
 from paddle_dit.diffusion.options import SamplingOptions, check_draw
-from paddle_dit.errors import DeployError, PaddleDiTError
+from paddle_dit.errors import ConfigError, DeployError, PaddleDiTError
 from paddle_dit.models.tiling import LARGEST_TILE, decode_batches
+
+INDICES = 2**62  # numbers of images, from 0
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class InferencePipeline:
         """Draw one image per label.
 
         Args:
-            class_labels: ids or names.
+            class_labels: ids or names, one or more.
             num_inference_steps: of the sampler.
             guidance_scale: 1 is none. None is 4 for a model that can be guided, else 1.
             seed: of every draw.
@@ -123,11 +126,15 @@ class InferencePipeline:
         Raises:
             ConfigError: a class that there is not, or options that cannot be.
         """
+        if "precision" in options:
+            raise ConfigError(
+                f"precision is the engine's, {self.info.precision}; leave it out, or export another engine"
+            )
+        labels = self.info.classes.resolve(_checked_labels(class_labels))
         asked = {**self.info.sampling, **options}
         sampling = SamplingOptions(
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, seed=seed, **asked
         )
-        labels = self.info.classes.resolve(class_labels)
         latents = self.draw_latents(labels, sampling, first_index=first_index, batch_size=batch_size, report=report)
         pixels = self.decode(latents)
         return Images([Image.fromarray(image) for image in pixels], pixels, latents)
@@ -141,9 +148,25 @@ class InferencePipeline:
         batch_size: int | None = None,
         report: Callable[[float], object] = lambda amount: None,
     ) -> np.ndarray:
-        """Return latents ``[N, C, h, w]`` for label ids; the null class draws without a class."""
-        config = self.info.config
-        size = min(batch_size or self.info.max_batch_size, self.info.max_batch_size)
+        """Return latents ``[N, C, h, w]`` for label ids; the null class draws without a class.
+
+        Args:
+            labels: ids of classes.
+            options: sampler, steps, guidance and seed.
+            first_index: see :meth:`__call__`.
+            batch_size: likewise.
+            report: likewise.
+
+        Raises:
+            ConfigError: see :meth:`__call__`.
+        """
+        config, most = self.info.config, self.info.max_batch_size
+        size = most if batch_size is None else min(batch_size, most)
+        for name, value in (("batch_size", size), ("first_index", first_index)):
+            if not isinstance(value, Integral):
+                raise ConfigError(f"{name} must be an integer, got {value!r}")
+        if not 0 <= first_index < INDICES:
+            raise ConfigError(f"first_index must be 0 to 2**62 - 1, got {first_index}")
         labels, options = check_draw(config, labels, size), options.for_model(config)
         indices = first_index + np.arange(len(labels))
         parts = [slice(start, start + size) for start in range(0, len(labels), size)]
@@ -161,3 +184,10 @@ class InferencePipeline:
             batch_size=self.info.max_batch_size,
             tile=LARGEST_TILE,
         )
+
+
+def _checked_labels(class_labels: Sequence[int | str]) -> list[int | str]:
+    labels = [] if isinstance(class_labels, str) or not isinstance(class_labels, Iterable) else list(class_labels)
+    if not labels or not all(isinstance(label, str | Integral) for label in labels):
+        raise ConfigError(f"class_labels must be a list of one or more class ids or names, got {class_labels!r}")
+    return labels

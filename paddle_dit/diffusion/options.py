@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -51,6 +52,9 @@ class SamplingOptions:
         if self.sampler not in SAMPLER_STEPS:
             known = ", ".join(SAMPLER_STEPS)
             raise ConfigError(f"unknown sampler '{self.sampler}'.{nearest(self.sampler, SAMPLER_STEPS)} Known: {known}")
+        for name in ("num_inference_steps", "seed"):
+            if not isinstance(getattr(self, name), Integral):
+                raise ConfigError(f"{name} must be an integer, got {getattr(self, name)!r}")
         if not 1 <= self.num_inference_steps <= NUM_TRAIN_TIMESTEPS:
             raise ConfigError(f"num_inference_steps must be 1 to {NUM_TRAIN_TIMESTEPS}, got {self.num_inference_steps}")
         if not 0 <= self.seed <= MAX_SEED:

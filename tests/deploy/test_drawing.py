@@ -44,6 +44,16 @@ def test_an_engine_that_computes_something_else_ends_with_one_line(engine, run_c
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "flags", [["--batch-size", 0], ["--threads", -1], ["--first-index", -1], ["--first-index", 2**63]]
+)
+def test_numbers_that_cannot_be_are_refused_by_their_flag(exported, run_command, tmp_path, flags):
+    result = infer(run_command, "--model", exported[0], "--output", tmp_path / "out", *flags)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {flags[0]} must be ")
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_version_than_the_engine_was_proven_with_is_told(engine, run_command, tmp_path):
     sign(engine, versions={"onnxruntime": "1.0"})
     flags = ["--class-labels", 1, "--num-inference-steps", 1, "--output", tmp_path / "out"]

@@ -72,6 +72,33 @@ def test_the_sampler_is_chosen_at_run_time(pipeline):
         pipeline(["cat"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"class_labels": "37"}, "class_labels must be a list"),
+        ({"class_labels": []}, "class_labels must be a list"),
+        ({"class_labels": 3}, "class_labels must be a list"),
+        ({"class_labels": [3.7]}, "class_labels must be a list"),
+        ({"class_labels": [None]}, "class_labels must be a list"),
+        ({"precision": "fp16"}, "precision is the engine's, fp32"),
+        ({"seed": 1.5}, "seed must be an integer"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps must be an integer"),
+        ({"batch_size": 2.5}, "batch_size must be an integer"),
+        ({"batch_size": 0}, "batch_size must be 1"),
+        ({"first_index": -1}, "first_index must be 0"),
+        ({"first_index": 2**63}, "first_index must be 0"),
+        ({"first_index": 0.5}, "first_index must be an integer"),
+    ],
+)
+def test_what_no_image_can_be_drawn_of_is_refused(pipeline, arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        pipeline(**{"class_labels": [3], "num_inference_steps": 1, **arguments})
+
+
+def test_labels_may_be_an_array(pipeline):
+    np.testing.assert_array_equal(pipeline(np.array([3, 4]), 1).pixels, pipeline([3, "digit 4"], np.int64(1)).pixels)
+
+
 def test_large_latents_are_decoded_in_tiles():
     source = make_source(sample_size=(144, 8), depth=1)
     wanted = draw_images(source, [1], SamplingOptions("ddim", 2, 1.0))

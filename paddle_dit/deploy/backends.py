@@ -123,7 +123,7 @@ BACKENDS = {
     "dygraph": (f"{_ROOM}.paddle_backends", "Dygraph", "paddle"),
 }
 FALLBACKS = {"onnxruntime-tensorrt": "onnxruntime", "paddle-tensorrt": "paddle"}
-_PACKAGES = {"onnxruntime": "onnxruntime==1.31.1", "paddle": "paddlepaddle==3.3.1"}
+_PACKAGES = {"onnxruntime": "onnxruntime", "paddle": "paddlepaddle"}
 
 
 def find_backend(name: str) -> Backend:
@@ -141,7 +141,7 @@ def find_backend(name: str) -> Backend:
     except ImportError as error:
         raise DeployError(
             f"the backend '{name}' needs {package}, which cannot be imported here ({error}); pip install "
-            f"{_PACKAGES[package]}, or export for another backend"
+            f"{_PACKAGES[package]} of the version in requirements.txt, or export for another backend"
         ) from None
 
 

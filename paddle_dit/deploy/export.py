@@ -31,18 +31,22 @@ def build_programs(
     """Return running programs of a model by name; nothing is proven of them yet.
 
     Args:
-        source: model and VAE.
+        source: model and VAE, in evaluation mode.
         backend_name: of :data:`~paddle_dit.deploy.backends.BACKENDS`.
         names: of :func:`~paddle_dit.deploy.specs.program_specs`.
         settings: for the backend.
         folder: for the files of a backend that has some; must exist.
 
     Raises:
-        ConfigError: no such backend, or a precision that it has not here.
+        ConfigError: no such backend, settings that it has not here, or a model that is being trained.
         DeployError: something that it needs is missing, or a program that it cannot compile.
     """
     backend = find_backend(backend_name)
     backend.check(settings)
+    if source.model.training:
+        raise ConfigError(
+            "the model is in training mode; call its eval() first, and its train() before training goes on"
+        )
     if backend.in_memory and settings.cuda_graph:
         raise ConfigError(f"the backend '{backend_name}' replays no CUDA graphs; leave cuda_graph out")
     specs, layers = program_specs(source.info.config, settings.max_batch_size), build_layers(source.model, source.vae)
@@ -73,7 +77,7 @@ def describe_engine(source: Generator, origin: str, backend_name: str, settings:
             "weights_sha256": fingerprint(source.model),
             "vae_sha256": fingerprint(source.vae),
         },
-        sampling={"sampler": sampler_of(Path(origin))},
+        sampling={"sampler": sampler_of(Path(origin)) if origin else "ddim"},
         cuda_graph=settings.cuda_graph,
     )
 
@@ -88,13 +92,16 @@ def sampler_of(source: Path) -> str:
     if not (source / MODEL_INDEX).is_file() or not path.is_file():
         return "ddim"
     values = read_json(path, ConversionError)
-    for name, expected in scheduler().items():
+    for name, expected in {**scheduler(), "trained_betas": None}.items():
         found = values.get(name, expected)
-        if found != expected and not (isinstance(expected, float) and np.isclose(found, expected)):
+        near = type(found) is type(expected) is float and np.isclose(found, expected)
+        if found != expected and not near:
             raise ConversionError(
-                f"{path} has {name} {found!r}, and engines are made for {expected!r}; train with that"
+                f"{path} has {name} {str(found)[:40]}, and engines are made for {expected}; train with that"
             )
-    return SAMPLERS.get(values.get("_class_name"), "ddim")
+    solver = (values.get("algorithm_type", "dpmsolver++"), values.get("solver_order", 2))
+    sampler = SAMPLERS.get(str(values.get("_class_name")), "ddim")
+    return "ddim" if sampler == "dpm-solver++" and solver != ("dpmsolver++", 2) else sampler
 
 
 def build_pipeline(
@@ -122,7 +129,7 @@ def export(
 
     Args:
         source: model and VAE.
-        origin: the path or name that they came from.
+        origin: the path or name that they came from; empty for a model in memory.
         output: the folder to make; must not exist, neither now nor when it is to appear.
         backend_name: one that has files.
         settings: for the backend.

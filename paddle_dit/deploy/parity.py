@@ -3,9 +3,11 @@
 What the model gives for fixed inputs lies in the engine's folder, so that comparing again needs no Paddle.
 """
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -130,11 +132,15 @@ def psnr(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def load_reference(folder: Path) -> dict[str, np.ndarray]:
-    """Read what :func:`paddle_dit.deploy.reference.make_reference` made, from an engine's folder."""
+    """Read what :func:`paddle_dit.deploy.reference.make_reference` made, from an engine's folder.
+
+    Raises:
+        DeployError: the file is missing, cut short, damaged, or of another kind.
+    """
     try:
         with np.load(folder / REFERENCE, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, BadZipFile, zlib.error) as error:
         raise DeployError(f"{folder / REFERENCE} cannot be read ({error}); export the engine again") from None
 
 

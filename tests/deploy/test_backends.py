@@ -102,7 +102,7 @@ def test_an_unknown_backend_is_refused_with_the_nearest():
 
 def test_a_backend_that_is_not_installed_is_named_with_the_mend(monkeypatch):
     monkeypatch.setitem(BACKENDS, "onnxruntime", ("paddle_dit.deploy.absent", "Absent", "onnxruntime"))
-    with pytest.raises(DeployError, match="pip install onnxruntime"):
+    with pytest.raises(DeployError, match=r"pip install onnxruntime of the version in requirements\.txt"):
         find_backend("onnxruntime")
 
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ from paddle_dit.deploy.export import build_pipeline, export, sampler_of
 from paddle_dit.deploy.parity import Figure, check, compare, load_reference, psnr
 from paddle_dit.deploy.reference import make_reference
 from paddle_dit.deploy.specs import COEFFICIENTS
-from paddle_dit.errors import ConversionError, DeployError
+from paddle_dit.errors import ConfigError, ConversionError, DeployError
 from paddle_dit.files import write_json
 
 from .conftest import make_source, sign
@@ -127,15 +128,46 @@ def test_half_precision_has_limits_of_its_own():
     assert psnr(image, image + 1) == pytest.approx(48.13, abs=0.01)
 
 
-def test_a_damaged_reference_is_said(engine):
-    (engine / "parity.npz").write_bytes(b"PK")
-    with pytest.raises(DeployError, match=r"parity\.npz"):
+def flipped(content):
+    return content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 255]) + content[len(content) // 2 + 1 :]
+
+
+def array_file(array):
+    file = BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: b"PK",
+        lambda content: b"PK\x03\x04 and no zip",
+        lambda content: content[:-100],
+        flipped,
+        lambda content: b"\x93NUMPY\x01\x00",
+        lambda content: array_file(np.zeros(3)),
+    ],
+)
+def test_a_damaged_reference_is_said(engine, damage):
+    path = engine / "parity.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DeployError, match=r"parity\.npz") as refusal:
         load_reference(engine)
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
     ("values", "sampler"),
-    [({"_class_name": "DPMSolverMultistepScheduler"}, "dpm-solver++"), ({"_class_name": "Other"}, "ddim")],
+    [
+        ({"_class_name": "DPMSolverMultistepScheduler"}, "dpm-solver++"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}, "ddim"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "ddim"),
+        ({"_class_name": "DDPMScheduler", "trained_betas": None}, "ddpm"),
+        ({"_class_name": "Other"}, "ddim"),
+        ({"_class_name": ["DDPMScheduler"]}, "ddim"),
+    ],
 )
 def test_the_sampler_is_the_one_of_the_pipelines_scheduler(tmp_path, values, sampler):
     assert sampler_of(tmp_path) == "ddim"
@@ -143,6 +175,37 @@ def test_the_sampler_is_the_one_of_the_pipelines_scheduler(tmp_path, values, sam
     write_json(tmp_path / "model_index.json", {})
     write_json(tmp_path / "scheduler" / "scheduler_config.json", {"beta_end": 0.02, **values})
     assert sampler_of(tmp_path) == sampler
-    write_json(tmp_path / "scheduler" / "scheduler_config.json", {"beta_end": 0.012, **values})
-    with pytest.raises(ConversionError, match="beta_end"):
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("beta_end", 0.012),
+        ("beta_start", "0.0001"),
+        ("beta_start", None),
+        ("beta_end", [0.02]),
+        ("trained_betas", [0.1]),
+    ],
+)
+def test_a_scheduler_of_other_noise_is_refused(tmp_path, name, value):
+    (tmp_path / "scheduler").mkdir()
+    write_json(tmp_path / "model_index.json", {})
+    write_json(tmp_path / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", name: value})
+    with pytest.raises(ConversionError, match=name):
         sampler_of(tmp_path)
+
+
+def test_a_model_in_memory_has_no_scheduler_in_the_working_folder(source, tmp_path, monkeypatch):
+    (tmp_path / "scheduler").mkdir()
+    write_json(tmp_path / "model_index.json", {})
+    write_json(tmp_path / "scheduler" / "scheduler_config.json", {"_class_name": "DDPMScheduler"})
+    monkeypatch.chdir(tmp_path)
+    assert build_pipeline(source, "dygraph").info.sampling == {"sampler": "ddim"}
+
+
+def test_a_model_that_is_being_trained_is_refused_and_goes_on():
+    source = make_source(depth=1)
+    source.model.train()
+    with pytest.raises(ConfigError, match="training mode"):
+        build_pipeline(source, "dygraph")
+    assert source.model.training

@@ -31,8 +31,10 @@ from turns import FOLDER, Worker
 
 from paddle_dit import runtime
 from paddle_dit.cli import parse
+from paddle_dit.deploy.backends import Settings
 from paddle_dit.diffusion.options import SamplingOptions
 from paddle_dit.errors import ConfigError, PaddleDiTError, entry_point, nearest
+from paddle_dit.files import check_writable
 
 EQUAL = 1e-3  # largest error of rows that must draw the same latents: of all steps together, in float32
 REFERENCE, PPDIFFUSERS, PYTORCH = "dygraph", "ppdiffusers", "diffusers"
@@ -93,6 +95,14 @@ class Options:
             raise ConfigError("--batch-sizes must be ascending, from 1: the peak memory of a larger one is the higher")
         if len(self.rounds) not in (1, len(self.batch_sizes)) or min(self.rounds) < 1:
             raise ConfigError("--rounds must be 1 or more for each batch size, or once for all")
+        low, high = self.guidance_interval
+        if not 0 <= low < high:
+            raise ConfigError(f"--guidance-interval {low} {high} is empty; give LOW HIGH with 0 <= LOW < HIGH <= 1000")
+        Settings(devices=(self.device,), threads=self.threads)
+        if self.plot is not None:
+            if self.plot.suffix != ".png" or self.plot.is_dir():
+                raise ConfigError(f"--plot {self.plot} is no name of a PNG; let it end in .png")
+            check_writable(self.plot.parent, "--plot")
 
 
 @dataclass
@@ -277,6 +287,7 @@ def main() -> None:
         print(f"{ROWS[name].title}: cannot run here: {reason}")
     print(describe(options, job, weights))
     if options.plot is not None:
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
         draw_bars(measured, options.plot, str(options.pipeline or options.model))
         print(f"wrote {options.plot}")
     if wrong:

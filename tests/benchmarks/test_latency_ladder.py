@@ -40,7 +40,7 @@ def rows(text):
 
 @pytest.mark.slow
 def test_rows_draw_the_same_and_one_that_cannot_run_says_why(run_command, model, tmp_path):
-    picture = tmp_path / "ladder.png"
+    picture = tmp_path / "made" / "ladder.png"
     asked = ["--rows", "cached", "cuda-graph", "--device", "cpu", "--plot", picture]
     result = run_command(LADDER, *model, *FEW, *asked)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -99,6 +99,11 @@ def test_a_row_that_draws_something_else_is_named(monkeypatch):
         (["--rows", "statik"], "Did you mean 'static'?"),
         (["--batch-sizes", 8, 1], "ascending"),
         (["--rounds", 1, 2, 3], "--rounds"),
+        (["--guidance-interval", 700, 300], "--guidance-interval 700 300"),
+        (["--threads", -3], "threads must be"),
+        (["--device", "cuda"], "device must be"),
+        (["--plot", "README.md/ladder.png"], "README.md is a file"),
+        (["--plot", "ladder.svgx"], "end in .png"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_a_line(run_command, flags, said):

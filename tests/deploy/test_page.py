@@ -98,6 +98,16 @@ def test_no_other_command_is_on_the_page_but_the_installation():
     )
 
 
+@pytest.mark.parametrize("readme", ["README.md", "README_CN.md"])
+def test_the_readme_names_the_same_packages(readme):
+    (pip,) = [line for line in COMMANDS if line.startswith("pip ")]
+    (row,) = [
+        line for line in (ROOT / readme).read_text(encoding="utf-8").splitlines() if line[:15] == "| `onnxruntime`"
+    ]
+    named = {word for words in re.findall("`([^`]*)`", row) for word in words.split()}
+    assert {package.split("==")[0] for package in pip.split()[2:]} <= named
+
+
 def test_limits_and_timesteps_are_the_gates():
     assert f"largest error ≤ {parity.LARGEST_ERROR:.0e}".replace("e-0", "e-") in PAGE
     assert f"relative L2 distance ≤ {parity.LARGEST_DISTANCE:.0%}".replace("%", " %") in PAGE

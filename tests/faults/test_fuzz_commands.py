@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from paddle_dit.cli import parse
+from paddle_dit.deploy.drawing import InferOptions
 from paddle_dit.errors import entry_point
 from paddle_dit.sampling.options import ManyOptions, SampleOptions
 from paddle_dit.training.plan import make_plan
@@ -256,13 +257,16 @@ def plan_of_trainer(argv):
         ("convert_dit_to_ppdiffusers.py", ["--checkpoint", "absent"]),
         ("check_parity.py", ["absent.npz"]),
         ("evaluate.py", ["absent.npz"]),
+        ("export_inference.py", ["--pipeline", "absent", "--output", "engine"]),
+        ("infer.py", ["--model", "absent"]),
     ],
 )
 def test_any_command_line_of_a_script_is_refused_in_one_line(examples, script, needed, here, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     module = importlib.import_module(script.removesuffix(".py"))
 
-    options = {"sample.py": SampleOptions, "sample_ddp.py": ManyOptions}.get(script) or module.Options
+    elsewhere = {"sample.py": SampleOptions, "sample_ddp.py": ManyOptions, "infer.py": InferOptions}
+    options = elsewhere.get(script) or module.Options
 
     @fuzzed(examples, command_lines(options), explicit=[([],)])
     def run(argv):

@@ -40,7 +40,7 @@ class OnnxRuntimeProgram:
             ) from None
         check_providers(self._session, [name for name, _ in providers])
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self._place = ("cpu", 0) if settings.device == "cpu" else ("cuda", device_number(settings))
+        self._place = ("cpu", 0) if settings.device == "cpu" else ("cuda", settings.device_number)
 
     def run(self, inputs: Mapping, *, keep: bool = False) -> dict:
         """See :class:`~paddle_dit.deploy.backends.Program`."""
@@ -194,7 +194,7 @@ class OnnxRuntime:
         missing = [name for name in names if name not in onnxruntime.get_available_providers()]
         if missing:
             raise DeployError(
-                f"this ONNX Runtime has no {missing[0]}; install onnxruntime-gpu and what it needs, or take "
+                f"this ONNX Runtime has no {missing[0]}; install onnxruntime-gpu and what it needs, or export with "
                 "--backend onnxruntime --device cpu"
             )
 
@@ -208,7 +208,7 @@ class OnnxRuntime:
         """
         if settings.device == "cpu":
             return [(_PROVIDERS["cpu"], {})]
-        options = {"device_id": device_number(settings), "enable_cuda_graph": int(settings.cuda_graph)}
+        options = {"device_id": settings.device_number, "enable_cuda_graph": int(settings.cuda_graph)}
         return [(_PROVIDERS["cuda"], options)]
 
     def save(self, layer, spec: ProgramSpec, folder: Path, name: str, settings: Settings) -> None:
@@ -256,7 +256,7 @@ class OnnxRuntimeTensorRT(OnnxRuntime):
         if settings.device == "cpu":
             raise ConfigError("TensorRT needs a GPU; take --device gpu:0, or --backend onnxruntime")
         options = {
-            "device_id": device_number(settings),
+            "device_id": settings.device_number,
             "trt_cuda_graph_enable": settings.cuda_graph,
             "trt_fp16_enable": settings.precision == "fp16",
             "trt_engine_cache_enable": True,
@@ -268,8 +268,3 @@ class OnnxRuntimeTensorRT(OnnxRuntime):
             text = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
             options |= {f"trt_profile_{kind}_shapes": text for kind in kinds}
         return [(_PROVIDERS["tensorrt"], options), *super().providers(settings, spec)]
-
-
-def device_number(settings: Settings) -> int:
-    """Return the number of a GPU, "gpu:1" say."""
-    return settings.device_number

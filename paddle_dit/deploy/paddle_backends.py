@@ -18,7 +18,9 @@ from paddle_dit.runtime import has_gpu
 def check_device(settings: Settings) -> None:
     """Refuse a GPU where Paddle sees none, and half precision on the CPU."""
     if settings.device != "cpu" and not has_gpu():
-        raise DeployError(f"{settings.device}: this Paddle sees no GPU; take --device cpu, or install a GPU build")
+        raise DeployError(
+            f"{settings.device}: this Paddle sees no GPU; install a GPU build, or export with --device cpu"
+        )
     check_precision(settings.precision)
 
 

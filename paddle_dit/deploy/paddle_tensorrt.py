@@ -55,7 +55,7 @@ class PaddleTensorRT(PaddleInference):
         """See :class:`~paddle_dit.deploy.backends.Backend`."""
         if importlib.util.find_spec("paddle.tensorrt") is None:
             raise DeployError(
-                "this Paddle has no TensorRT; install a GPU build of Paddle and TensorRT, or take --backend paddle"
+                "this Paddle has no TensorRT; install a GPU build of it and TensorRT, or export with --backend paddle"
             )
         super().check(settings)
 

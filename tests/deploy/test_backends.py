@@ -126,6 +126,8 @@ def test_what_cannot_run_here_is_refused_in_one_line(name, settings, said):
     with pytest.raises((ConfigError, DeployError), match=said) as refusal:
         find_backend(name).check(Settings(**settings))
     assert "\n" not in str(refusal.value)
+    # What may also be said when an engine is opened, by a command that has no such flags.
+    assert "take --" not in str(refusal.value) or refusal.type is ConfigError
 
 
 def test_a_file_that_this_version_cannot_open_is_said_with_the_mend(engine):

@@ -155,5 +155,5 @@ def test_an_engine_of_another_device_runs_on_the_cpu_where_that_is_asked_for(eng
 def test_there_is_nothing_to_fall_back_to_from_the_plain_backend(engine):
     (engine / "programs" / "decoder.onnx").write_bytes(b"no program")
     sign(engine)
-    with pytest.raises(DeployError, match=r"cannot open [^;]*; export it again$"):
+    with pytest.raises(DeployError, match=r"cannot open .* with this one$"):
         InferencePipeline.from_pretrained(engine, fallback=True)

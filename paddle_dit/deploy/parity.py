@@ -76,7 +76,7 @@ def compare(pipeline: InferencePipeline, reference: Mapping[str, np.ndarray]) ->
         pipeline: with the programs to be judged.
         reference: see :func:`paddle_dit.deploy.reference.make_reference`.
     """
-    half = pipeline.info.precision != "fp32"
+    half = pipeline.settings.precision != "fp32"
     largest = len(reference["x"])
     for batch in sorted({min(size, largest) for size in (1, 2, largest)}):
         yield from _steps(pipeline, reference, batch, half)
@@ -110,7 +110,7 @@ def _steps(pipeline, reference, batch: int, half: bool) -> Iterator[Figure]:
                     **conditions.of(step, len(combination)),
                 }
             )
-            for name, what in (("x0", "noise"), ("next_x", "update")):
+            for name, what in (("x0", "x_0"), ("next_x", "update")):
                 part = f"step ({what}), {mode}, batch {batch}, timestep {timestep}"
                 yield _figure(part, outputs[name], reference[f"{mode}/{timestep}/{name}"][:batch], half)
 

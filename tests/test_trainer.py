@@ -48,6 +48,9 @@ def ours(store, folder, *more):
     return [*flags([*own, "output_dir", folder], hyphens=True), *more]
 
 
+TWO_PROCESSES = pytest.param("two processes", marks=[pytest.mark.slow, pytest.mark.distributed])
+
+
 def trainers(store, folder, *more, batch=16):
     """Return the Trainer's flags for the same run."""
     own = ["model_name_or_config", "DiT-Digits/2", "per_device_train_batch_size", batch, "logging_steps", 1]
@@ -175,9 +178,7 @@ def assert_same(run, other, step, atol=0.0):
         np.testing.assert_allclose(found[name], value, atol=atol, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "name", ["trainer", pytest.param("two processes", marks=[pytest.mark.slow, pytest.mark.distributed])]
-)
+@pytest.mark.parametrize("name", ["trainer", TWO_PROCESSES])
 def test_the_trainer_makes_the_same_steps_as_train_py(trained, name):
     run, other = trained("train.py"), trained(name)
     assert_same(run, other, STEPS, atol=1e-5)
@@ -188,7 +189,7 @@ def test_the_trainer_makes_the_same_steps_as_train_py(trained, name):
     assert list((other / "visualdl").iterdir())
 
 
-@pytest.mark.parametrize("name", ["train.py", "trainer", pytest.param("two processes", marks=pytest.mark.distributed)])
+@pytest.mark.parametrize("name", ["train.py", "trainer", TWO_PROCESSES])
 def test_the_log_tells_how_fast_a_run_is(trained, name):
     folder, cards = trained(name), 2 if name == "two processes" else 1
     per_card = {step: rate / cards for step, rate in log(folder, "images_per_second").items()}
@@ -483,6 +484,7 @@ def test_a_dry_run_without_data_assumes_imagenet(call, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_by_the_same_command(trained, run_command, shared, tmp_path):
     whole, store = trained("trainer"), shared / "latents"
     command = ["train_image_generation_dit_trainer.py", *trainers(store, tmp_path / "run", *whole_run())]
@@ -640,6 +642,7 @@ def test_all_ranks_skip_a_step_together(run_command, overflowing_store, tmp_path
     assert_skipped(tmp_path / "run", told, skipped)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_one_ranks_bad_sample_stops_all_with_its_message(run_command, latent_store, tmp_path):
     np.load(latent_store / "latents-00000.npy", mmap_mode="r+")[21, 0, 0, 0] = np.nan
@@ -731,6 +734,7 @@ def test_reports_go_where_they_are_asked_for(tmp_path):
     assert elsewhere.visualdl_folder == tmp_path / "logs"
 
 
+@pytest.mark.slow
 def test_the_launching_script_takes_a_recipe_first(shared, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model_name_or_config: DiT-Digits/2\nfeature_path: {shared / 'latents'}\nlogging_steps: 1\n")

@@ -45,7 +45,7 @@ Session.run = kept
 """
 CASES = [
     pytest.param(TRAIN, IN_THE_LOSS, "loss", id="train.py-loss"),
-    pytest.param(TRAINER, IN_A_GRADIENT, "gradient", id="trainer-gradient"),
+    pytest.param(TRAINER, IN_A_GRADIENT, "gradient", id="trainer-gradient", marks=pytest.mark.slow),
     pytest.param(TRAIN, IN_A_GRADIENT, "gradient", id="train.py-gradient", marks=pytest.mark.slow),
     pytest.param(TRAINER, IN_THE_LOSS, "loss", id="trainer-loss", marks=pytest.mark.slow),
 ]

@@ -49,7 +49,7 @@ MOMENTS = {  # update and micro-batch, from 0, before which the signal comes
     "mid-epoch": (4, 0),
     "mid-accumulation": (6, 1),
 }
-FAST = {(TRAIN, 2, "mid-accumulation"), (TRAINER, 1, "epoch boundary")}
+FAST = {(TRAIN, 2, "mid-accumulation")}
 
 
 def cases(*groups, fast):

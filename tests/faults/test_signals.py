@@ -127,8 +127,9 @@ def test_a_rank_that_ends_later_than_another_keeps_its_exit_code(store, tmp_path
         assert_stopped_and_saved(folder, launch)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("script", [TRAIN, pytest.param(TRAINER, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("script", [TRAIN, TRAINER])
 def test_the_same_command_then_continues_to_the_same_end_bit_for_bit(store, tmp_path, script):
     values = {"max_steps": 24, "ckpt_every": ENDLESS}
     whole, folder = tmp_path / "whole", tmp_path / "parts"

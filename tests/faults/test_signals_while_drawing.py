@@ -61,19 +61,16 @@ def stop_when_it_says(launch, line, whom="launcher"):
 
 
 PREVIEWS = [
-    pytest.param(TRAIN, 1, SLOW_PREDICTIONS, "predicting now"),
-    *(
-        pytest.param(*case, marks=[pytest.mark.slow, pytest.mark.distributed])
-        for case in [
-            (TRAIN, 2, SLOW_PREDICTIONS, "predicting now"),
-            (TRAIN, 2, SLOW_DECODING, "decoding now"),
-            (TRAINER, 1, SLOW_PREDICTIONS, "predicting now"),
-            (TRAINER, 2, SLOW_DECODING, "decoding now"),
-        ]
-    ),
+    (TRAIN, 1, SLOW_PREDICTIONS, "predicting now"),
+    (TRAIN, 2, SLOW_PREDICTIONS, "predicting now"),
+    (TRAIN, 2, SLOW_DECODING, "decoding now"),
+    (TRAINER, 1, SLOW_PREDICTIONS, "predicting now"),
+    (TRAINER, 2, SLOW_DECODING, "decoding now"),
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.parametrize(("script", "processes", "change", "line"), PREVIEWS)
 def test_a_signal_leaves_a_preview_and_the_same_command_draws_it(
     digits_store, tmp_path, script, processes, change, line

@@ -105,6 +105,7 @@ def test_bad_requests_are_one_line(run_folder, run_here, tmp_path, flags, told):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_images_are_drawn_again_from_what_they_say_of_themselves(run_folder, run_command, tmp_path):
     """Also by another number of threads than the machine would take, and for one image of a batch."""
     flags = ["--ckpt", run_folder, "--num-inference-steps", 3, "--batch-size", 2, "--seed", 5, "--first-index", 4]

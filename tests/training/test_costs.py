@@ -142,7 +142,7 @@ def measure_process(preset, samples, recompute):
     ("preset", "samples", "recompute"),
     [
         ("DiT-S/8", 32, 0),
-        ("DiT-S/4", 16, 2),
+        pytest.param("DiT-S/4", 16, 2, marks=pytest.mark.slow),
         pytest.param("DiT-S/4", 16, 1, marks=pytest.mark.slow),
         pytest.param("DiT-S/2", 4, 0, marks=pytest.mark.slow),
     ],

@@ -226,8 +226,9 @@ def test_both_scripts_make_the_same_steps_and_each_continues_what_the_other_bega
     assert_same(tmp_path / "a", tmp_path / "c", 6)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("script", [TRAIN, pytest.param(TRAINER, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("script", [TRAIN, TRAINER])
 def test_two_ranks_make_the_steps_of_one(call, moments, tmp_path, script):
     options = {"max_steps": 12, "eval_steps": 6, "held_out_samples": 15}
     names = [] if script == TRAIN else ["--do_eval"]

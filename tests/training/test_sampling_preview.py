@@ -287,6 +287,7 @@ def draw_on_this_rank(folder):
     np.savez(folder / f"rank-{ranks.rank}.npz", **drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_draw_what_one_draws(run_command, tmp_path):
     one, two, worker = tmp_path / "one", tmp_path / "two", tmp_path / "worker.py"

@@ -29,6 +29,8 @@ class OnnxRuntimeProgram:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings.thread_count
         options.log_severity_level = 3
+        # Threads that wait busily for more after a call would slow the start of the next program, which has its own.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:  # without its own fallback to other providers, which it would take unasked
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=False)
         except Exception as error:  # of many classes, none of which says more than its text

@@ -1,6 +1,5 @@
 """The same weights for every row of latency_ladder.py: as a model, a DiTPipeline folder, PyTorch's, an engine."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from turns import peer_is_missing
 from paddle_dit.config import DiTConfig, ModelInfo
 from paddle_dit.deploy.backends import Settings, find_backend
 from paddle_dit.errors import ConversionError, PaddleDiTError
+from paddle_dit.runtime import child_environment
 
 EXPORT = Path(__file__).resolve().parents[1] / "scripts" / "export_inference.py"
 DIGITS_VAE = "data/digits_vae"
@@ -116,10 +116,9 @@ class Weights:
         if self.vae is not None:
             options["--vae"] = self.vae
         command = [sys.executable, str(EXPORT), *(str(word) for pair in options.items() for word in pair)]
-        paths = os.pathsep.join(filter(None, [str(EXPORT.parents[1]), os.environ.get("PYTHONPATH")]))
         done = subprocess.run(
             [*command, *(["--cuda-graph"] if row.cuda_graph else [])],
-            env={**os.environ, "PYTHONPATH": paths},
+            env=child_environment(),
             capture_output=True,
             text=True,
             errors="replace",

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from paddle_dit.errors import PaddleDiTError
+from paddle_dit.runtime import child_environment
 
 FOLDER = Path(__file__).resolve().parent
 PAUSE = 0.3  # seconds between turns: idle OpenMP threads spin for 0.2 s and would slow the other's start
@@ -30,8 +31,7 @@ class Worker:
     """
 
     def __init__(self, name: str, command: list[str], settings: Mapping[str, str | None], log: Path | None = None):
-        paths = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": paths, **settings}
+        environment = {**child_environment(), **settings}
         environment = {key: value for key, value in environment.items() if value is not None}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.name = name

@@ -30,6 +30,12 @@ def describe(path: Path) -> dict:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
+def digest_of(values: object) -> str:
+    """Return the SHA-256 of plain values, whatever their order and spaces in a JSON file."""
+    as_read = json.loads(json.dumps(values))  # where every key is text, by which it is sorted
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
 def flush_to_disk(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

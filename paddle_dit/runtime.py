@@ -76,6 +76,12 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def child_environment() -> dict[str, str]:
+    """Return this process's variables with which another Python imports this very package."""
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def environment() -> dict[str, str | None]:
     """Return the threads and versions on which the last bits of a result depend."""
     import numpy as np

@@ -14,8 +14,8 @@ from tyro.conf import arg
 from paddle_dit import __version__
 from paddle_dit.deploy.backends import differences
 from paddle_dit.deploy.parity import check, load_reference
-from paddle_dit.deploy.pipeline import INDICES, InferencePipeline
-from paddle_dit.diffusion.options import Sampler, SamplingOptions, TimestepSpacing
+from paddle_dit.deploy.pipeline import InferencePipeline
+from paddle_dit.diffusion.options import Sampler, SamplingOptions, TimestepSpacing, check_first_index
 from paddle_dit.errors import ConfigError
 from paddle_dit.pictures import hold_folder, save_images
 from paddle_dit.runtime import peak_rss
@@ -65,8 +65,7 @@ class InferOptions:
         for flag, value in (("--batch-size", self.batch_size), ("--threads", self.threads)):
             if value is not None and value < 1:
                 raise ConfigError(f"{flag} must be 1 or more, got {value}")
-        if not 0 <= self.first_index < INDICES:
-            raise ConfigError(f"--first-index must be 0 to 2**62 - 1, got {self.first_index}")
+        check_first_index(self.first_index, "--first-index")
 
 
 def infer(options: InferOptions, report: Callable[[str], object] = print) -> None:

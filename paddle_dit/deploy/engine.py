@@ -1,6 +1,5 @@
 """The folder of an engine: its programs, and ``deploy.json``, which says what is needed to run and to trust them."""
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from paddle_dit.deploy.specs import CACHED_STEP, CONDITIONING, DECODER, program_
 from paddle_dit.diffusion.options import SamplingOptions
 from paddle_dit.diffusion.schedule import Schedule
 from paddle_dit.errors import ConfigError, DeployError
-from paddle_dit.files import check_writable, describe, read_json, sha256, write_json
+from paddle_dit.files import check_writable, describe, digest_of, read_json, sha256, write_json
 
 DESCRIPTION, PROGRAMS, REFERENCE = "deploy.json", "programs", "parity.npz"
 DIGEST = "description_sha256"  # in the description: of all else that it says
@@ -159,12 +158,6 @@ class EngineInfo:
             raise ValueError("versions or parity")
         if not {"weights_sha256", "vae_sha256"} <= self.source.keys() or REFERENCE not in files:
             raise ValueError(f"no hashes of the weights, or no {REFERENCE}")
-
-
-def digest_of(values: dict) -> str:
-    """Return the SHA-256 of plain values, whatever their order and spaces in a JSON file."""
-    as_read = json.loads(json.dumps(values))
-    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def check_output(output: Path) -> None:

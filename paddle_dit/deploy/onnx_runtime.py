@@ -1,7 +1,6 @@
 """Programs in ONNX Runtime, which needs no Paddle to run them. On a GPU nothing of this has been run yet."""
 
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-import paddle_dit
 from paddle_dit.deploy.backends import Settings, explained
 from paddle_dit.deploy.specs import CONDITIONING, ProgramSpec
 from paddle_dit.errors import ConfigError, DeployError
+from paddle_dit.runtime import child_environment
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
@@ -220,10 +219,9 @@ class OnnxRuntime:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             traced = save_traced(layer, spec, Path(scratch) / name)
             command = [sys.executable, "-m", "paddle_dit.deploy.onnx_export", str(traced), str(folder / f"{name}.onnx")]
-            path = os.pathsep.join([str(Path(paddle_dit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
             done = subprocess.run(
                 [*command, settings.precision, *spec.outputs],
-                env={**os.environ, "PYTHONPATH": path},
+                env=child_environment(),
                 capture_output=True,
                 text=True,
                 errors="replace",

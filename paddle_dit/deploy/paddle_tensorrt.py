@@ -1,8 +1,6 @@
 """Paddle's programs compiled by TensorRT. Not run on a GPU yet: Paddle's CPU build has no ``paddle.tensorrt``."""
 
-import hashlib
 import importlib.util
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ from paddle_dit.deploy.backends import Settings, first_line
 from paddle_dit.deploy.paddle_backends import PaddleInference, PaddleProgram
 from paddle_dit.deploy.specs import ProgramSpec
 from paddle_dit.errors import DeployError
-from paddle_dit.files import appears_whole, describe, read_json, sha256, write_json
+from paddle_dit.files import appears_whole, describe, digest_of, read_json, sha256, write_json
 
 # Kept out of TensorRT, and so in float32: the sinusoids of the timesteps, which reach 999, and LayerNorm's sums.
 DELICATE = ("pd_op.cos", "pd_op.sin", "pd_op.exp", "pd_op.layer_norm")
@@ -81,7 +79,7 @@ class PaddleTensorRT(PaddleInference):
             "versions": self.versions(),
             "device": paddle.device.cuda.get_device_name(),
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+        return digest_of(parts)[:32]
 
     def _convert(self, stem: Path, spec: ProgramSpec, settings: Settings, target: Path) -> None:
         try:

@@ -12,11 +12,9 @@ from paddle_dit.deploy.backends import Program, Settings, open_programs, plain_b
 from paddle_dit.deploy.engine import PROGRAMS, SAVED, EngineInfo
 from paddle_dit.deploy.loop import draw_latents
 from paddle_dit.deploy.specs import DECODER, program_specs
-from paddle_dit.diffusion.options import SamplingOptions, check_draw
+from paddle_dit.diffusion.options import SamplingOptions, check_draw, check_first_index
 from paddle_dit.errors import ConfigError, DeployError, PaddleDiTError
 from paddle_dit.models.tiling import LARGEST_TILE, decode_batches
-
-INDICES = 2**62  # numbers of images, from 0
 
 
 @dataclass(frozen=True)
@@ -165,8 +163,7 @@ class InferencePipeline:
         for name, value in (("batch_size", size), ("first_index", first_index)):
             if not isinstance(value, Integral):
                 raise ConfigError(f"{name} must be an integer, got {value!r}")
-        if not 0 <= first_index < INDICES:
-            raise ConfigError(f"first_index must be 0 to 2**62 - 1, got {first_index}")
+        check_first_index(first_index)
         labels, options = check_draw(config, labels, size), options.for_model(config)
         indices = first_index + np.arange(len(labels))
         parts = [slice(start, start + size) for start in range(0, len(labels), size)]

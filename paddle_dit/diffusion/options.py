@@ -17,6 +17,7 @@ from paddle_dit.randomness import MAX_SEED
 Sampler = Literal["ddpm", "ddim", "dpm-solver++"]
 TimestepSpacing = Literal["linspace", "leading", "trailing"]
 PAPER_GUIDANCE = 4.0
+_INDICES = 2**62  # numbers of images, from 0
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,12 @@ class SamplingOptions:
 def can_guide(config: DiTConfig) -> bool:
     """Return whether a model has both classes and the null class to guide away from."""
     return config.num_classes > 0 and config.has_null_class
+
+
+def check_first_index(first_index: int, name: str = "first_index") -> None:
+    """Raise ConfigError for a number of an image that cannot be; ``name`` is what the user calls it."""
+    if not 0 <= first_index < _INDICES:
+        raise ConfigError(f"{name} must be 0 to 2**62 - 1, got {first_index}")
 
 
 def check_guidance(config: DiTConfig, scale: float, channels: int, interval: tuple[int, int] | None) -> None:

@@ -9,7 +9,6 @@
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 
 from paddle_dit.data.store_index import index_text, read_signed, write_file
 from paddle_dit.errors import DataError
-from paddle_dit.files import PARTIAL, describe, read_json, write_json
+from paddle_dit.files import PARTIAL, describe, digest_of, read_json, write_json
 from paddle_dit.pictures import RECORD, earlier_set, png_name, write_png
 from paddle_dit.sampling.npz import write_npz
 
@@ -47,7 +46,7 @@ class SampleFolder:
     @property
     def name(self) -> str:
         """Hash of the settings."""
-        return hashlib.sha256(json.dumps(_deciding(self._settings), sort_keys=True).encode()).hexdigest()
+        return digest_of(_deciding(self._settings))
 
     @property
     def num_parts(self) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from paddle_dit.config import PRESETS, DiTConfig, Dtype, Weights
-from paddle_dit.diffusion.options import Sampler, TimestepSpacing
+from paddle_dit.diffusion.options import Sampler, TimestepSpacing, check_first_index
 from paddle_dit.errors import ConfigError
 
 PUBLISHED_VAES = {name: f"stabilityai/sd-vae-ft-{name}" for name in ("mse", "ema")}
@@ -131,8 +131,7 @@ class SampleOptions(DrawingOptions):
         """Raise ConfigError for numbers that cannot be."""
         if self.batch_size < 1:
             raise ConfigError(f"--batch-size must be 1 or more, got {self.batch_size}")
-        if not 0 <= self.first_index < 2**62:
-            raise ConfigError(f"--first-index must be 0 to 2**62 - 1, got {self.first_index}")
+        check_first_index(self.first_index, "--first-index")
 
 
 @dataclass

@@ -9,8 +9,8 @@ import pytest
 
 from paddle_dit.checkpoint import save_checkpoint
 from paddle_dit.config import DiTConfig, ModelInfo
-from paddle_dit.deploy.engine import DIGEST, digest_of
-from paddle_dit.files import describe, read_json, write_json
+from paddle_dit.deploy.engine import DIGEST
+from paddle_dit.files import describe, digest_of, read_json, write_json
 
 from ..conftest import ROOT
 
